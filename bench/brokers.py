@@ -1,0 +1,365 @@
+"""The brokers that are compared, each as a process of its own on free ports of this machine.
+
+Ganglion is started as its users start it, with everything switched on that costs: users with
+hashed passwords and ordered access rules, of which the last one allows the load, so that all of
+them are judged. Mosquitto is started twice over: plain (everybody may do everything: the reference,
+and the harder one) and with a password file and an access list that say the same as Ganglion's.
+NATS is started once and spoken to in its own protocol and in MQTT.
+"""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import trustme
+from argon2 import PasswordHasher
+
+from ganglion import GanglionError
+
+__all__ = [
+    "BROKERS",
+    "BenchmarkError",
+    "Broker",
+    "cpu_seconds",
+    "make_certificates",
+    "raise_file_limit",
+    "resident_bytes",
+    "start",
+    "versions",
+]
+
+_USER = "load"
+_PASSWORD = "a password that nobody guesses"
+_START_S = 20
+_STOP_S = 10
+
+_GANGLION = """\
+[access]
+users = "users"
+
+[[rules]] # 1
+effect = "deny"
+topics = "secret/#"
+
+[[rules]] # 2
+effect = "allow"
+action = "subscribe"
+users = ["admin", "monitor"]
+topics = "$SYS/#"
+
+[[rules]] # 3
+effect = "allow"
+action = "publish"
+topics = ["devices/%c/state", "devices/%c/events/#"]
+
+[[rules]] # 4
+effect = "allow"
+action = "subscribe"
+topics = "devices/%c/commands/+"
+
+[[rules]] # 5
+effect = "allow"
+topics = "users/%u/#"
+
+[[rules]] # 6
+effect = "deny"
+action = "publish"
+topics = "firmware/#"
+
+[[rules]] # 7
+effect = "allow"
+action = "subscribe"
+topics = "firmware/+/released"
+
+[[rules]] # 8
+effect = "allow"
+users = "admin"
+topics = "#"
+
+[[rules]] # 9
+effect = "allow"
+action = "publish"
+address = "10.0.0.0/8"
+topics = "sites/+/meter/+"
+
+[[rules]] # 10
+effect = "allow"
+users = "load"
+topics = ["bench/#", "fleet/#"]
+"""
+
+_MOSQUITTO_ACL = """\
+topic deny secret/#
+pattern write devices/%c/state
+pattern write devices/%c/events/#
+pattern read devices/%c/commands/+
+pattern readwrite users/%u/#
+user admin
+topic read $SYS/#
+topic readwrite #
+user load
+topic deny secret/#
+topic read firmware/+/released
+topic readwrite bench/#
+topic readwrite fleet/#
+"""
+
+
+class BenchmarkError(GanglionError):
+    """Something that a comparison needs is missing or failed; the message says what and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A broker that runs."""
+
+    name: str
+    pid: int
+    ports: Mapping[str, int]
+    """By what is spoken there: ``mqtt``, ``nats``, ``tls`` (MQTT over TLS)."""
+    protocol: Literal["mqtt", "nats"] = "mqtt"
+    """In which of its protocols it is to be loaded."""
+    user: str | None = None
+    password: str = ""
+    authority: Path | None = None
+    """PEM file with the authority that signed its certificate."""
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory of a process that is resident, in bytes, as Linux counts it."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise BenchmarkError(f"process {pid} has no memory; it has ended")
+
+
+def cpu_seconds(pid: int) -> float:
+    """The processor time that all threads of a process have used so far, in seconds."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def raise_file_limit() -> None:
+    """Allow this process, and the brokers that it starts, as many descriptors as it may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def make_certificates(directory: Path) -> None:
+    """Write ``ca.pem``, ``cert.pem`` and ``key.pem`` for 127.0.0.1 into the directory."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    issued.private_key_pem.write_to_path(directory / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    for later in issued.cert_chain_pems[1:]:
+        later.write_to_path(directory / "cert.pem", append=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        raise BenchmarkError(f"{name} is not installed here; on Debian: apt install {name}")
+    return found
+
+
+@contextmanager
+def _process(name: str, words: Sequence[str], directory: Path) -> Iterator[int]:
+    """Run a program with its output in ``log``; end it with SIGTERM, or SIGKILL if it must be."""
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            words, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    try:
+        yield process.pid
+    finally:
+        ended = process.poll() is not None
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if ended:
+        raise BenchmarkError(f"{name} ended by itself:\n{_log(directory)}")
+
+
+def _log(directory: Path) -> str:
+    return (directory / "log").read_text(errors="replace")[-4000:]
+
+
+def _wait(name: str, pid: int, directory: Path, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _START_S
+    while not condition():
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "Z" or time.monotonic() > deadline:
+            raise BenchmarkError(f"{name} did not start:\n{_log(directory)}")
+        time.sleep(0.02)
+
+
+def _accepts(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _ganglion_ports(directory: Path) -> dict[str, int] | None:
+    ports: dict[str, int] = {}
+    for line in _log(directory).splitlines():
+        try:
+            event: dict[str, object] = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("event") == "listening":
+            port = int(str(event["address"]).rpartition(":")[2])
+            ports["tls" if event["listener"] == "mqtts" else "mqtt"] = port
+        elif event.get("event") == "ready":
+            return ports
+    return None
+
+
+@contextmanager
+def _start_ganglion(directory: Path, wrapper: Sequence[str]) -> Iterator[Broker]:
+    make_certificates(directory)
+    (directory / "ganglion.toml").write_text(_GANGLION)
+    (directory / "users").write_text(f"{_USER}:{PasswordHasher().hash(_PASSWORD)}\n")
+    (directory / "users").chmod(0o600)
+    (directory / "data").mkdir()
+    words = [*(wrapper or (sys.executable,)), "-m", "ganglion", "serve"]
+    words += ["--config", "ganglion.toml", "--data", "data", "--log-format", "json"]
+    words += ["--mqtt", "127.0.0.1:0", "--mqtts", "127.0.0.1:0"]
+    words += ["--tls-cert", "cert.pem", "--tls-key", "key.pem"]
+    with _process("Ganglion", words, directory) as pid:
+        _wait("Ganglion", pid, directory, lambda: _ganglion_ports(directory) is not None)
+        ports = _ganglion_ports(directory)
+        assert ports is not None
+        yield Broker(
+            "Ganglion", pid, ports, "mqtt", _USER, _PASSWORD, authority=directory / "ca.pem"
+        )
+
+
+@contextmanager
+def _start_mosquitto(directory: Path, *, access: bool) -> Iterator[Broker]:
+    make_certificates(directory)
+    for each in ("key.pem", "cert.pem", "ca.pem"):
+        (directory / each).chmod(0o644)  # Mosquitto gives up root before it reads them
+    ports = {"mqtt": _free_port(), "tls": _free_port()}
+    lines = [
+        "per_listener_settings false",
+        "persistence false",
+        "log_type error",
+        "user root",
+        "set_tcp_nodelay true",
+        "max_queued_messages 0",
+        "max_inflight_messages 128",  # as many as Ganglion's default
+        f"listener {ports['mqtt']} 127.0.0.1",
+        f"listener {ports['tls']} 127.0.0.1",
+        f"certfile {directory / 'cert.pem'}",
+        f"keyfile {directory / 'key.pem'}",
+        f"allow_anonymous {'false' if access else 'true'}",
+    ]
+    if access:
+        lines += [f"password_file {directory / 'passwords'}", f"acl_file {directory / 'access'}"]
+        (directory / "access").write_text(_MOSQUITTO_ACL)
+        (directory / "passwords").touch()
+        subprocess.run(
+            [_program("mosquitto_passwd"), "-b", str(directory / "passwords"), _USER, _PASSWORD],
+            check=True,
+        )
+    (directory / "mosquitto.conf").write_text("\n".join(lines) + "\n")
+    name = "Mosquitto, ACL" if access else "Mosquitto"
+    with _process(name, [_program("mosquitto"), "-c", "mosquitto.conf"], directory) as pid:
+        _wait(name, pid, directory, lambda: all(map(_accepts, ports.values())))
+        authority = directory / "ca.pem"
+        if access:
+            yield Broker(name, pid, ports, "mqtt", _USER, _PASSWORD, authority)
+        else:
+            yield Broker(name, pid, ports, authority=authority)
+
+
+@contextmanager
+def _start_nats(directory: Path, *, protocol: Literal["mqtt", "nats"]) -> Iterator[Broker]:
+    ports = {"mqtt": _free_port(), "nats": _free_port()}
+    (directory / "nats.conf").write_text(
+        f"server_name: bench\n"
+        f"listen: 127.0.0.1:{ports['nats']}\n"
+        f'jetstream {{ store_dir: "{directory / "store"}" }}\n'  # its MQTT cannot do without
+        f"mqtt {{ host: 127.0.0.1, port: {ports['mqtt']}, max_ack_pending: 128 }}\n"
+        f"max_connections: 100000\n"
+        f"max_pending: 1GB\n"  # or it would cut a subscriber that takes its time
+    )
+    name = "NATS" if protocol == "nats" else "NATS, MQTT"
+    with _process(name, [_program("nats-server"), "-c", "nats.conf"], directory) as pid:
+        _wait(name, pid, directory, lambda: all(map(_accepts, ports.values())))
+        yield Broker(name, pid, ports, protocol)
+
+
+BROKERS = ("ganglion", "mosquitto", "mosquitto-acl", "nats-mqtt", "nats")
+"""What can be started, in the order of the table's columns."""
+
+
+@contextmanager
+def start(
+    which: str, directory: Path, *, cores: Sequence[int] = (), wrapper: Sequence[str] = ()
+) -> Iterator[Broker]:
+    """Run one of `BROKERS` in an empty directory, and end it.
+
+    `cores` are those that it may use (all). `wrapper` runs Ganglion in place of the Python
+    interpreter, for profiling. Raises `BenchmarkError` when it does not start or ends early.
+    """
+    directory.mkdir(parents=True)
+    with ExitStack() as stack:
+        if which == "ganglion":
+            broker = stack.enter_context(_start_ganglion(directory, wrapper))
+        elif which in ("mosquitto", "mosquitto-acl"):
+            access = which == "mosquitto-acl"
+            broker = stack.enter_context(_start_mosquitto(directory, access=access))
+        elif which in ("nats", "nats-mqtt"):
+            protocol: Literal["mqtt", "nats"] = "nats" if which == "nats" else "mqtt"
+            broker = stack.enter_context(_start_nats(directory, protocol=protocol))
+        else:
+            raise BenchmarkError(f"{which} is not one of {', '.join(BROKERS)}")
+        if cores:
+            for task in Path(f"/proc/{broker.pid}/task").iterdir():
+                os.sched_setaffinity(int(task.name), cores)
+        yield broker
+
+
+def versions() -> dict[str, str]:
+    """What is compared and where: programs with their versions, the processor, the kernel."""
+
+    def told(*words: str) -> str:
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+        lines = (done.stdout or done.stderr).splitlines()
+        return lines[0].strip() if lines else ""
+
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+    return {
+        "python": sys.version.split()[0],
+        "mosquitto": told(_program("mosquitto"), "-h").rpartition(" ")[2],
+        "nats": told(_program("nats-server"), "--version").rpartition("v")[2],
+        "processor": f"{os.cpu_count()} x {model}",
+        "kernel": os.uname().release,
+    }

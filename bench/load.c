@@ -1,0 +1,950 @@
+/* load: message load from one thread, to compare brokers with each other on one machine.
+ *
+ *   cc -O2 -Wall -Wextra -o load load.c -lssl -lcrypto
+ *   ./load --port 1883 --pubs 100 --subs 100 --topics 100 --qos 1 --window 20 --duration 3
+ *
+ * Publisher i publishes to topic i mod TOPICS and subscriber j subscribes to topic j mod TOPICS, so
+ * every delivery that a publish ought to cause is known when it is sent. Publishers pause while
+ * more deliveries than the outstanding bound are on their way (a closed loop: a slow broker is
+ * asked less, it is never drowned). With a rate the messages are paced by the clock instead, and
+ * what counts is the latency.
+ *
+ * Every payload begins with the monotonic time of its sending, the number of its publisher and its
+ * sequence number there. From these come the latencies, and a count of messages that arrived twice
+ * or out of order. What was expected and never came is 'lost' (legal for QoS 0, and worth seeing).
+ *
+ * Besides load there are two kinds of silent connections, made before it starts:
+ *   idle connections that do nothing, and connections that hold a great number of filters.
+ * Without publishers the program prints its line when everything is connected and holds it all
+ * until its standard input ends.
+ *
+ * One JSON object comes out, on one line. `load_cpu` is this program's own share of a core while it
+ * measured: near 1 it is this program that was the limit, and the broker may be faster than shown.
+ * Exit status: 0 when all went well, 2 with a message when not, 3 when idle connections were cut.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    EVENTS_MAX = 1024,
+    CONNECTING_MAX = 64,           /* below any listen backlog: a lost SYN costs a second */
+    FILTERS_PER_SUBSCRIBE = 100,
+    READ_SIZE = 256 * 1024,
+    PAYLOAD_MIN = 16,              /* time, publisher, sequence */
+    PAYLOAD_MAX = 1024 * 1024,
+    BUFFER_SIZE = 2 * PAYLOAD_MAX, /* a whole packet and what came behind it */
+    CELLS_PER_OCTAVE = 128,        /* latency resolution: better than 1% */
+    CELLS = 58 * CELLS_PER_OCTAVE,
+    NS_PER_S = 1000000000,
+};
+
+enum protocol { MQTT_3_1_1, MQTT_5, NATS };
+enum role { IDLE, FILTERS, SUBSCRIBER, PUBLISHER };
+
+/* A message ready to be sent but for its time, sequence and packet identifier. */
+struct prototype {
+    uint8_t *bytes;
+    size_t size;
+    size_t identifier_at; /* 0: it has none */
+    size_t payload_at;
+    int deliveries;       /* how many copies the broker owes for it */
+};
+
+struct connection {
+    int fd;
+    SSL *tls;
+    enum role role;
+    int index;                   /* among those of its role */
+    bool ready;
+    uint32_t interest;           /* what epoll watches for */
+    uint8_t *out;                /* [out_sent, out_size) waits to be written */
+    size_t out_sent, out_size, out_room;
+    uint8_t *partial;            /* the beginning of a packet whose end has not come */
+    size_t partial_size, partial_room;
+    int window;                  /* publisher: how many may be unacknowledged */
+    int unacknowledged;
+    uint16_t identifier;
+    uint32_t sequence;           /* publisher: of the last message sent */
+    size_t next_prototype;
+    struct prototype *prototypes;
+    size_t prototype_count;
+    uint32_t *last_sequence;     /* receiver: of the last message of each publisher */
+    long next_filter;            /* filter holder: the next to subscribe to */
+};
+
+static struct {
+    const char *host, *user, *password, *ca;
+    int port, pubs, subs, topics, qos, window, batch, idle, filter_connections, spread;
+    long size, outstanding, filters;
+    double rate, duration, warmup;
+    enum protocol protocol;
+    bool tls, match;
+} option = {
+    .host = "127.0.0.1", .port = 1883, .pubs = 1, .subs = 1, .topics = 1, .window = 20, .batch = 1,
+    .size = 64, .outstanding = 2000, .duration = 3, .warmup = 0.5, .filter_connections = 10,
+    .spread = 1000,
+};
+
+struct counters {
+    uint64_t sent, expected, received, acknowledged;
+};
+
+static struct counters count;
+static uint64_t refused, duplicate_flags, disordered, idle_lost;
+static bool measuring;
+static uint64_t latency_cells[CELLS], late_cells[CELLS];
+static uint64_t latency_max;
+static int poller;
+static SSL_CTX *tls_context;
+static struct connection *connections;
+static int connection_count, ready_count;
+static uint8_t buffer[BUFFER_SIZE + READ_SIZE];
+
+static void fail(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
+
+static void fail(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fprintf(stderr, "load: ");
+    vfprintf(stderr, format, arguments);
+    fprintf(stderr, "\n");
+    va_end(arguments);
+    exit(2);
+}
+
+static void *allocate(void *old, size_t size) {
+    void *memory = realloc(old, size ? size : 1);
+    if (!memory) fail("out of memory");
+    return memory;
+}
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
+static double cpu_seconds(void) {
+    struct rusage use;
+    getrusage(RUSAGE_SELF, &use);
+    return (double)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) +
+           (double)(use.ru_utime.tv_usec + use.ru_stime.tv_usec) / 1e6;
+}
+
+/* ---- latency: cells of equal relative width, so that one table serves 1 us and 10 s alike ---- */
+
+static size_t cell_of(uint64_t ns) {
+    int octave = ns ? 63 - __builtin_clzll(ns) : 0;
+    int shift = octave > 7 ? octave - 7 : 0;
+    size_t cell = (size_t)shift * CELLS_PER_OCTAVE + (size_t)(ns >> shift);
+    return cell < CELLS ? cell : CELLS - 1;
+}
+
+static double cell_ns(size_t cell) {
+    if (cell < 2 * CELLS_PER_OCTAVE) return (double)cell;
+    size_t shift = cell / CELLS_PER_OCTAVE - 1;
+    return ((double)(cell - shift * CELLS_PER_OCTAVE) + 0.5) * (double)(1ull << shift);
+}
+
+static double percentile_us(const uint64_t *cells, double share) {
+    uint64_t total = 0, below = 0;
+    for (size_t i = 0; i < CELLS; i++) total += cells[i];
+    for (size_t i = 0; i < CELLS; i++) {
+        below += cells[i];
+        if (total && (double)below >= (double)total * share) return cell_ns(i) / 1e3;
+    }
+    return 0;
+}
+
+/* ---- output ---- */
+
+static uint8_t *reserve(struct connection *c, size_t size) {
+    if (c->out_sent == c->out_size) c->out_sent = c->out_size = 0;
+    if (c->out_size + size > c->out_room) {
+        c->out_room = (c->out_size + size) * 2;
+        c->out = allocate(c->out, c->out_room);
+    }
+    uint8_t *place = c->out + c->out_size;
+    c->out_size += size;
+    return place;
+}
+
+static void append(struct connection *c, const void *data, size_t size) {
+    memcpy(reserve(c, size), data, size);
+}
+
+static bool blocked(const struct connection *c) { return c->out_sent < c->out_size; }
+
+static void watch(struct connection *c, uint32_t interest) {
+    if (c->interest == interest) return;
+    struct epoll_event event = {.events = interest, .data.ptr = c};
+    if (epoll_ctl(poller, c->interest ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, c->fd, &event))
+        fail("epoll_ctl: %s", strerror(errno));
+    c->interest = interest;
+}
+
+static void cut(struct connection *c, const char *what) {
+    static const char *const names[] = {"idle", "filter", "subscriber", "publisher"};
+    if (c->role != IDLE) fail("%s %d: %s", names[c->role], c->index, what);
+    if (!c->ready) ready_count++; /* or the start would wait for it for ever */
+    c->ready = true;
+    idle_lost++;
+    close(c->fd);
+    c->fd = -1;
+}
+
+static void flush(struct connection *c) {
+    while (blocked(c)) {
+        const uint8_t *data = c->out + c->out_sent;
+        size_t size = c->out_size - c->out_sent;
+        ssize_t written;
+        if (c->tls) {
+            ERR_clear_error();
+            written = SSL_write(c->tls, data, size > READ_SIZE ? READ_SIZE : (int)size);
+            if (written <= 0) {
+                int why = SSL_get_error(c->tls, (int)written);
+                if (why == SSL_ERROR_WANT_WRITE || why == SSL_ERROR_WANT_READ) {
+                    watch(c, EPOLLIN | EPOLLOUT);
+                    return;
+                }
+                cut(c, "TLS write failed");
+                return;
+            }
+        } else {
+            written = send(c->fd, data, size, MSG_NOSIGNAL);
+            if (written < 0) {
+                if (errno == EAGAIN) {
+                    watch(c, EPOLLIN | EPOLLOUT);
+                    return;
+                }
+                cut(c, strerror(errno));
+                return;
+            }
+        }
+        c->out_sent += (size_t)written;
+    }
+    watch(c, EPOLLIN);
+}
+
+/* ---- wire forms ---- */
+
+static size_t put_length(uint8_t *place, size_t length) {
+    size_t size = 0;
+    do {
+        place[size] = (uint8_t)(length & 0x7f);
+        length >>= 7;
+        if (length) place[size] |= 0x80;
+        size++;
+    } while (length);
+    return size;
+}
+
+static uint8_t *put_text(uint8_t *place, const char *text) {
+    size_t size = strlen(text);
+    *place++ = (uint8_t)(size >> 8);
+    *place++ = (uint8_t)size;
+    memcpy(place, text, size);
+    return place + size;
+}
+
+/* Reads a variable byte integer. Returns its size, 0 when it is not all there. */
+static size_t get_length(const uint8_t *data, size_t size, size_t *value) {
+    *value = 0;
+    for (size_t i = 0; i < size && i < 4; i++) {
+        *value |= (size_t)(data[i] & 0x7f) << (7 * i);
+        if (!(data[i] & 0x80)) return i + 1;
+    }
+    if (size >= 4) fail("the broker sent a length of more than four bytes");
+    return 0;
+}
+
+static void topic_name(char *text, size_t room, int topic) {
+    snprintf(text, room, option.protocol == NATS ? "bench.t%d" : "bench/t%d", topic);
+}
+
+/* Filter i and the only measured topic that it matches: half of them are exact, a quarter end in
+ * '#', a quarter have a '+' in the middle. */
+static void filter_name(char *text, size_t room, long i) {
+    long area = i % 97;
+    if (i % 4 == 1)
+        snprintf(text, room, "fleet/+/unit%ld/state", i);
+    else if (i % 4 == 3)
+        snprintf(text, room, "fleet/area%ld/unit%ld/#", area, i);
+    else
+        snprintf(text, room, "fleet/area%ld/unit%ld/state", area, i);
+}
+
+static void filter_topic(char *text, size_t room, long i) {
+    snprintf(text, room, "fleet/area%ld/unit%ld/state", i % 97, i);
+}
+
+static void send_greeting(struct connection *c) {
+    uint8_t packet[1200], body[1200], *p = body;
+    if (option.protocol == NATS) {
+        static const char hello[] = "CONNECT {\"verbose\":false,\"pedantic\":false}\r\n";
+        append(c, hello, sizeof hello - 1);
+        if (c->role == SUBSCRIBER) {
+            char subject[64];
+            topic_name(subject, sizeof subject, c->index % option.topics);
+            int size = snprintf((char *)packet, sizeof packet, "SUB %s 1\r\n", subject);
+            append(c, packet, (size_t)size);
+        }
+        append(c, "PING\r\n", 6);
+        flush(c);
+        return;
+    }
+    char id[48];
+    snprintf(id, sizeof id, "load-%d-%d-%d", (int)getpid(), (int)c->role, c->index);
+    p = put_text(p, "MQTT");
+    *p++ = option.protocol == MQTT_5 ? 5 : 4;
+    *p++ = (uint8_t)(0x02 | (option.user ? 0x80 : 0) | (option.password ? 0x40 : 0));
+    *p++ = 0; /* keep alive: none */
+    *p++ = 0;
+    if (option.protocol == MQTT_5) *p++ = 0;
+    p = put_text(p, id);
+    if (option.user) p = put_text(p, option.user);
+    if (option.password) p = put_text(p, option.password);
+    packet[0] = 0x10;
+    size_t header = 1 + put_length(packet + 1, (size_t)(p - body));
+    append(c, packet, header);
+    append(c, body, (size_t)(p - body));
+    flush(c);
+}
+
+static void send_subscribe(struct connection *c) {
+    static uint8_t body[FILTERS_PER_SUBSCRIBE * 128];
+    uint8_t header[8], *p = body;
+    char text[120];
+    c->identifier++;
+    *p++ = (uint8_t)(c->identifier >> 8);
+    *p++ = (uint8_t)c->identifier;
+    if (option.protocol == MQTT_5) *p++ = 0;
+    if (c->role == SUBSCRIBER) {
+        topic_name(text, sizeof text, c->index % option.topics);
+        p = put_text(p, text);
+        *p++ = (uint8_t)option.qos;
+    } else {
+        for (int n = 0; n < FILTERS_PER_SUBSCRIBE && c->next_filter < option.filters; n++) {
+            filter_name(text, sizeof text, c->next_filter);
+            p = put_text(p, text);
+            *p++ = (uint8_t)option.qos;
+            c->next_filter += option.filter_connections;
+        }
+    }
+    header[0] = 0x82;
+    append(c, header, 1 + put_length(header + 1, (size_t)(p - body)));
+    append(c, body, (size_t)(p - body));
+}
+
+static struct prototype make_prototype(const char *topic, int deliveries) {
+    size_t room = strlen(topic) + (size_t)option.size + 64;
+    struct prototype made = {.bytes = allocate(NULL, room), .deliveries = deliveries};
+    uint8_t *p = made.bytes;
+    if (option.protocol == NATS) {
+        p += sprintf((char *)p, "PUB %s %ld\r\n", topic, option.size);
+    } else {
+        size_t rest = 2 + strlen(topic);
+        if (option.qos) rest += 2;
+        if (option.protocol == MQTT_5) rest += 1;
+        *p++ = (uint8_t)(0x30 | option.qos << 1);
+        p += put_length(p, rest + (size_t)option.size);
+        p = put_text(p, topic);
+        if (option.qos) {
+            made.identifier_at = (size_t)(p - made.bytes);
+            p += 2;
+        }
+        if (option.protocol == MQTT_5) *p++ = 0;
+    }
+    made.payload_at = (size_t)(p - made.bytes);
+    for (long i = 0; i < option.size; i++) *p++ = (uint8_t)('a' + i % 26);
+    if (option.protocol == NATS) {
+        *p++ = '\r';
+        *p++ = '\n';
+    }
+    made.size = (size_t)(p - made.bytes);
+    return made;
+}
+
+static void put_message(struct connection *c) {
+    const struct prototype *message = &c->prototypes[c->next_prototype];
+    if (++c->next_prototype == c->prototype_count) c->next_prototype = 0;
+    uint8_t *place = reserve(c, message->size);
+    memcpy(place, message->bytes, message->size);
+    if (message->identifier_at) {
+        if (++c->identifier == 0) c->identifier = 1;
+        place[message->identifier_at] = (uint8_t)(c->identifier >> 8);
+        place[message->identifier_at + 1] = (uint8_t)c->identifier;
+        c->unacknowledged++;
+    }
+    uint64_t time = now_ns();
+    uint32_t publisher = (uint32_t)c->index;
+    c->sequence++;
+    memcpy(place + message->payload_at, &time, 8);
+    memcpy(place + message->payload_at + 8, &publisher, 4);
+    memcpy(place + message->payload_at + 12, &c->sequence, 4);
+    count.sent++;
+    count.expected += (uint64_t)message->deliveries;
+}
+
+/* ---- input ---- */
+
+static void become_ready(struct connection *c) {
+    if (c->ready) return;
+    c->ready = true;
+    ready_count++;
+}
+
+static void on_message(struct connection *c, const uint8_t *payload, size_t size) {
+    uint64_t sent;
+    uint32_t publisher, sequence;
+    if (size != (size_t)option.size)
+        fail("a payload of %zu bytes came where %ld were sent", size, option.size);
+    memcpy(&sent, payload, 8);
+    memcpy(&publisher, payload + 8, 4);
+    memcpy(&sequence, payload + 12, 4);
+    if (publisher >= (uint32_t)option.pubs || !c->last_sequence)
+        fail("a payload came that was never sent");
+    if (sequence <= c->last_sequence[publisher])
+        disordered++;
+    else
+        c->last_sequence[publisher] = sequence;
+    count.received++;
+    if (measuring) {
+        uint64_t latency = now_ns() - sent;
+        if (latency > latency_max) latency_max = latency;
+        latency_cells[cell_of(latency)]++;
+    }
+}
+
+/* The window that a MQTT 5 broker grants (Receive Maximum, clause 3.2.2.3.3). */
+static int granted_window(const uint8_t *data, size_t size) {
+    size_t length, at = get_length(data, size, &length), end = at + length;
+    while (at < end && end <= size) {
+        uint8_t name = data[at++];
+        if (name == 0x21) return data[at] << 8 | data[at + 1];
+        if (name == 0x24 || name == 0x25 || name == 0x28 || name == 0x29 || name == 0x2a)
+            at += 1;
+        else if (name == 0x22 || name == 0x13)
+            at += 2;
+        else if (name == 0x11 || name == 0x27)
+            at += 4;
+        else
+            for (int texts = name == 0x26 ? 2 : 1; texts--;)
+                at += 2 + (size_t)(data[at] << 8 | data[at + 1]);
+    }
+    return 65535;
+}
+
+static void settled(struct connection *c, const uint8_t *body, size_t size, bool completes) {
+    bool refusal = size > 2 && body[2] >= 0x80;
+    if (refusal) refused++;
+    if (completes || refusal) {
+        c->unacknowledged--;
+        count.acknowledged++;
+    }
+}
+
+static void answer(struct connection *c, uint8_t type, const uint8_t *identifier) {
+    uint8_t packet[4] = {type, 2, identifier[0], identifier[1]};
+    append(c, packet, 4);
+}
+
+static void on_publish(struct connection *c, uint8_t flags, const uint8_t *body, size_t size) {
+    if (size < 2) fail("the broker sent a malformed PUBLISH");
+    int qos = flags >> 1 & 3;
+    size_t at = 2 + (size_t)(body[0] << 8 | body[1]), properties;
+    if (flags & 8) duplicate_flags++;
+    if (qos) {
+        answer(c, qos == 1 ? 0x40 : 0x50, body + at);
+        at += 2;
+    }
+    if (option.protocol == MQTT_5) {
+        at += get_length(body + at, size - at, &properties);
+        at += properties;
+    }
+    if (at > size) fail("the broker sent a malformed PUBLISH");
+    on_message(c, body + at, size - at);
+}
+
+static void on_packet(struct connection *c, uint8_t header, const uint8_t *body, size_t size) {
+    switch (header >> 4) {
+    case 2: /* CONNACK */
+        if (size < 2 || body[1])
+            fail("the broker refused to connect: code %d", size < 2 ? -1 : body[1]);
+        c->window = option.window;
+        if (option.protocol == MQTT_5) {
+            int granted = granted_window(body + 2, size - 2);
+            if (granted < c->window) c->window = granted;
+        }
+        if (c->role == SUBSCRIBER || (c->role == FILTERS && c->next_filter < option.filters))
+            send_subscribe(c);
+        else
+            become_ready(c);
+        break;
+    case 3:
+        on_publish(c, header & 15, body, size);
+        break;
+    case 4: /* PUBACK */
+        settled(c, body, size, true);
+        break;
+    case 5: /* PUBREC */
+        settled(c, body, size, false);
+        if (size < 3 || body[2] < 0x80) answer(c, 0x62, body);
+        break;
+    case 6: /* PUBREL */
+        answer(c, 0x70, body);
+        break;
+    case 7: /* PUBCOMP */
+        settled(c, body, size, true);
+        break;
+    case 9: { /* SUBACK */
+        size_t at = 2, properties;
+        if (option.protocol == MQTT_5) {
+            at += get_length(body + at, size - at, &properties);
+            at += properties;
+        }
+        for (; at < size; at++)
+            if (body[at] >= 0x80) fail("a subscription was refused: code %d", body[at]);
+        if (c->role == FILTERS && c->next_filter < option.filters)
+            send_subscribe(c);
+        else
+            become_ready(c);
+        break;
+    }
+    case 14:
+        cut(c, "the broker sent DISCONNECT");
+        break;
+    default:
+        fail("the broker sent a packet of type %d", header >> 4);
+    }
+}
+
+/* Handles the whole packets in the data and returns how many bytes they took. */
+static size_t take_mqtt(struct connection *c, const uint8_t *data, size_t size) {
+    size_t at = 0;
+    while (size - at >= 2) {
+        size_t length, width = get_length(data + at + 1, size - at - 1, &length);
+        if (!width || size - at - 1 - width < length) break;
+        if (length > BUFFER_SIZE - 8) fail("the broker sent a packet of %zu bytes", length);
+        on_packet(c, data[at], data + at + 1 + width, length);
+        at += 1 + width + length;
+    }
+    return at;
+}
+
+static size_t take_nats(struct connection *c, const uint8_t *data, size_t size) {
+    size_t at = 0;
+    for (;;) {
+        const uint8_t *line = data + at, *end = memchr(line, '\n', size - at);
+        if (!end) return at;
+        size_t after = (size_t)(end + 1 - data);
+        if (line[0] == 'M') { /* MSG subject sid size, and the payload behind it */
+            const uint8_t *digit = end - 1;
+            size_t length = 0;
+            while (digit[-1] != ' ') digit--;
+            for (; *digit >= '0' && *digit <= '9'; digit++)
+                length = length * 10 + (size_t)(*digit - '0');
+            if (length > PAYLOAD_MAX) fail("the broker sent %zu bytes", length);
+            if (size - after < length + 2) return at;
+            on_message(c, data + after, length);
+            after += length + 2;
+        } else if (!memcmp(line, "PI", 2)) {
+            append(c, "PONG\r\n", 6);
+        } else if (!memcmp(line, "PO", 2)) {
+            become_ready(c);
+        } else if (line[0] == '-') {
+            fail("the broker answered %.*s", (int)(end - line - 1), line);
+        }
+        at = after;
+    }
+}
+
+static void on_readable(struct connection *c) {
+    for (;;) {
+        size_t kept = c->partial_size;
+        memcpy(buffer, c->partial, kept);
+        ssize_t got;
+        if (c->tls) {
+            ERR_clear_error();
+            got = SSL_read(c->tls, buffer + kept, READ_SIZE);
+            if (got <= 0) {
+                int why = SSL_get_error(c->tls, (int)got);
+                if (why == SSL_ERROR_WANT_READ || why == SSL_ERROR_WANT_WRITE) break;
+                cut(c, "the broker closed the connection");
+                return;
+            }
+        } else {
+            got = recv(c->fd, buffer + kept, READ_SIZE, 0);
+            if (got < 0 && errno == EAGAIN) break;
+            if (got <= 0) {
+                cut(c, got ? strerror(errno) : "the broker closed the connection");
+                return;
+            }
+        }
+        size_t size = kept + (size_t)got;
+        size_t taken = (option.protocol == NATS ? take_nats : take_mqtt)(c, buffer, size);
+        if (c->fd < 0) return;
+        c->partial_size = size - taken;
+        if (c->partial_size > BUFFER_SIZE) fail("the broker sent an endless packet");
+        if (c->partial_size > c->partial_room) {
+            c->partial_room = c->partial_size;
+            c->partial = allocate(c->partial, c->partial_room);
+        }
+        memcpy(c->partial, buffer + taken, c->partial_size);
+        if (!c->tls && got < READ_SIZE) break; /* the next wait tells whether there is more */
+    }
+    if (blocked(c)) flush(c);
+}
+
+/* Waits for at most so long and handles what came. */
+static void turn(uint64_t wait_ns) {
+    static struct epoll_event events[EVENTS_MAX];
+    struct timespec wait = {(time_t)(wait_ns / NS_PER_S), (long)(wait_ns % NS_PER_S)};
+    int n = epoll_pwait2(poller, events, EVENTS_MAX, &wait, NULL);
+    if (n < 0 && errno != EINTR) fail("epoll_pwait2: %s", strerror(errno));
+    for (int i = 0; i < n; i++) {
+        struct connection *c = events[i].data.ptr;
+        if (c->fd >= 0 && events[i].events & EPOLLOUT) flush(c);
+        if (c->fd >= 0 && events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) on_readable(c);
+    }
+}
+
+/* ---- connecting ---- */
+
+static void open_connection(struct connection *c) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)option.port)};
+    if (inet_pton(AF_INET, option.host, &address.sin_addr) != 1)
+        fail("%s is not an IPv4 address", option.host);
+    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (c->fd < 0) fail("socket: %s", strerror(errno));
+    if (connect(c->fd, (struct sockaddr *)&address, sizeof address))
+        fail("cannot connect to %s:%d: %s", option.host, option.port, strerror(errno));
+    int on = 1;
+    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (option.tls) {
+        c->tls = SSL_new(tls_context);
+        SSL_set_fd(c->tls, c->fd);
+        if (option.ca) X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(c->tls), option.host);
+        if (SSL_connect(c->tls) != 1) fail("TLS: %s", ERR_reason_error_string(ERR_get_error()));
+    }
+    fcntl(c->fd, F_SETFL, O_NONBLOCK);
+    watch(c, EPOLLIN);
+    send_greeting(c);
+}
+
+static void prepare(struct connection *c) {
+    char text[120];
+    if (c->role == SUBSCRIBER || c->role == FILTERS) {
+        c->last_sequence = calloc((size_t)option.pubs + 1, sizeof *c->last_sequence);
+        if (!c->last_sequence) fail("out of memory");
+    }
+    if (c->role == FILTERS) c->next_filter = c->index;
+    if (c->role != PUBLISHER) return;
+    if (option.match) {
+        /* 7919 is prime: the topics are spread over all filters, of every form, each taken once */
+        c->prototype_count = (size_t)option.spread;
+        c->prototypes = allocate(NULL, c->prototype_count * sizeof *c->prototypes);
+        for (size_t i = 0; i < c->prototype_count; i++) {
+            filter_topic(text, sizeof text, (long)i * 7919 % option.filters);
+            c->prototypes[i] = make_prototype(text, 1);
+        }
+        return;
+    }
+    int topic = c->index % option.topics, subscribers = 0;
+    for (int i = 0; i < option.subs; i++) subscribers += i % option.topics == topic;
+    topic_name(text, sizeof text, topic);
+    c->prototype_count = 1;
+    c->prototypes = allocate(NULL, sizeof *c->prototypes);
+    c->prototypes[0] = make_prototype(text, subscribers);
+}
+
+static void connect_all(void) {
+    int holders = option.filters ? option.filter_connections : 0;
+    const int wanted[] = {option.idle, holders, option.subs, option.pubs};
+    for (int role = IDLE; role <= PUBLISHER; role++) connection_count += wanted[role];
+    connections = calloc((size_t)connection_count + 1, sizeof *connections);
+    if (!connections) fail("out of memory");
+    uint64_t deadline = now_ns() + 120ull * NS_PER_S;
+    int opened = 0;
+    for (int role = IDLE; role <= PUBLISHER; role++) {
+        for (int i = 0; i < wanted[role]; i++) {
+            struct connection *c = &connections[opened];
+            c->role = (enum role)role;
+            c->index = i;
+            prepare(c);
+            open_connection(c);
+            opened++;
+            while (opened - ready_count >= CONNECTING_MAX && now_ns() < deadline) turn(NS_PER_S);
+        }
+        while (ready_count < opened && now_ns() < deadline) turn(NS_PER_S);
+        if (ready_count < opened)
+            fail("only %d of %d connections were ready in time", ready_count, opened);
+    }
+}
+
+/* ---- the run ---- */
+
+/* How many deliveries may be on their way at once. */
+static uint64_t outstanding_bound(void) {
+    double copies = option.match ? 1 : (double)option.subs / option.topics;
+    return (uint64_t)((double)option.outstanding * (copies > 1 ? copies : 1));
+}
+
+/* Whether the loop is still open for this publisher: by the bound of all, and by its own window. */
+static bool may_send(const struct connection *c, uint64_t bound) {
+    return count.expected <= count.received + bound &&
+           (option.qos == 0 || c->unacknowledged < c->window);
+}
+
+/* Every publisher in turn writes one batch. Returns whether anything was written. */
+static bool send_round(struct connection *publishers, uint64_t bound) {
+    bool any = false;
+    for (int i = 0; i < option.pubs; i++) {
+        struct connection *c = &publishers[i];
+        if (blocked(c)) continue;
+        int n = 0;
+        for (; n < option.batch && c->out_size < READ_SIZE && may_send(c, bound); n++)
+            put_message(c);
+        if (n) flush(c);
+        any |= n > 0;
+    }
+    return any;
+}
+
+/* Sends what is due by the clock, one message a write, publisher after publisher. Returns the time
+ * until the next is due, in nanoseconds. */
+static uint64_t send_due(struct connection *publishers, uint64_t bound, uint64_t start,
+                         uint64_t now) {
+    static int next;
+    int passed_over = 0;
+    for (;;) {
+        uint64_t due = start + (uint64_t)((double)count.sent * 1e9 / option.rate);
+        if (due > now) return due - now;
+        struct connection *c = &publishers[next];
+        next = (next + 1) % option.pubs;
+        if (blocked(c) || !may_send(c, bound)) {
+            if (++passed_over == option.pubs) return NS_PER_S / 1000;
+            continue;
+        }
+        passed_over = 0;
+        put_message(c);
+        flush(c);
+        if (measuring) late_cells[cell_of(now - due)]++;
+    }
+}
+
+static void run(double connect_s) {
+    struct connection *publishers = connections + connection_count - option.pubs;
+    struct counters first = {0}, last = {0};
+    uint64_t bound = outstanding_bound(), start = now_ns();
+    uint64_t begin = start + (uint64_t)(option.warmup * 1e9), began = 0;
+    uint64_t end = begin + (uint64_t)(option.duration * 1e9), ended = 0;
+    uint64_t progress = 0, had = 0;
+    double cpu_began = 0, cpu_ended = 0;
+    int rounds = option.pubs < 16 ? 16 / option.pubs : 1;
+    for (;;) {
+        uint64_t now = now_ns(), wait = NS_PER_S / 100;
+        if (!began && now >= begin) {
+            began = now;
+            first = count;
+            cpu_began = cpu_seconds();
+            measuring = true;
+        }
+        if (!ended && now >= end) {
+            ended = progress = now;
+            last = count;
+            cpu_ended = cpu_seconds();
+            measuring = false;
+        }
+        if (ended) { /* what is on its way may still come; after 2 s of silence it is lost */
+            if (count.received != had) progress = now;
+            had = count.received;
+            if (count.received >= count.expected || now - progress > 2ull * NS_PER_S) break;
+        } else if (option.rate > 0) {
+            uint64_t until = send_due(publishers, bound, start, now);
+            if (until < wait) wait = until;
+        } else {
+            for (int i = 0; i < rounds; i++) {
+                if (!send_round(publishers, bound)) break;
+                wait = 0;
+            }
+        }
+        turn(wait);
+    }
+    double seconds = (double)(ended - began) / 1e9;
+    printf("{\"pub_s\": %.0f, \"recv_s\": %.0f, \"ack_s\": %.0f, ",
+           (double)(last.sent - first.sent) / seconds,
+           (double)(last.received - first.received) / seconds,
+           (double)(last.acknowledged - first.acknowledged) / seconds);
+    printf("\"p50_us\": %.1f, \"p90_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, ",
+           percentile_us(latency_cells, 0.5), percentile_us(latency_cells, 0.9),
+           percentile_us(latency_cells, 0.99), percentile_us(latency_cells, 0.999));
+    printf("\"max_us\": %.1f, \"late_p99_us\": %.1f, ", (double)latency_max / 1e3,
+           percentile_us(late_cells, 0.99));
+    printf("\"messages\": %llu, \"deliveries\": %llu, \"lost\": %lld, \"disordered\": %llu, ",
+           (unsigned long long)count.sent, (unsigned long long)count.received,
+           (long long)(count.expected - count.received), (unsigned long long)disordered);
+    printf("\"duplicate_flags\": %llu, \"refused\": %llu, \"idle_lost\": %llu, ",
+           (unsigned long long)duplicate_flags, (unsigned long long)refused,
+           (unsigned long long)idle_lost);
+    printf("\"connect_s\": %.3f, \"seconds\": %.3f, \"load_cpu\": %.3f}\n", connect_s, seconds,
+           (cpu_ended - cpu_began) / seconds);
+}
+
+static void hold(double connect_s) {
+    printf("{\"connections\": %d, \"filters\": %ld, \"idle_lost\": %llu, \"connect_s\": %.3f}\n",
+           connection_count, option.filters, (unsigned long long)idle_lost, connect_s);
+    fflush(stdout);
+    struct pollfd wait[2] = {{.fd = poller, .events = POLLIN},
+                             {.fd = STDIN_FILENO, .events = POLLIN}};
+    for (;;) {
+        char text[64];
+        if (poll(wait, 2, -1) < 0 && errno != EINTR) fail("poll: %s", strerror(errno));
+        if (wait[0].revents) turn(0);
+        if (wait[1].revents && read(STDIN_FILENO, text, sizeof text) <= 0) return;
+    }
+}
+
+static void prepare_tls(void) {
+    tls_context = SSL_CTX_new(TLS_client_method());
+    if (!tls_context) fail("OpenSSL could not be started");
+    SSL_CTX_set_mode(tls_context,
+                     SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    SSL_CTX_set_read_ahead(tls_context, 1);
+    if (option.ca) {
+        if (SSL_CTX_load_verify_locations(tls_context, option.ca, NULL) != 1)
+            fail("%s holds no certificates", option.ca);
+        SSL_CTX_set_verify(tls_context, SSL_VERIFY_PEER, NULL);
+    }
+}
+
+static const char usage[] =
+    "usage: load [option]...\n"
+    "  --host ADDRESS  --port N     where the broker is (127.0.0.1, 1883)\n"
+    "  --pubs N --subs N --topics N publishers, subscribers, topics that they share (1, 1, 1)\n"
+    "  --qos N --window N           quality of service; unacknowledged per publisher (0, 20)\n"
+    "  --size BYTES --batch N       payload (64); messages per write (1)\n"
+    "  --outstanding N              deliveries on their way, per subscriber of a topic (2000)\n"
+    "  --rate N                     messages per second in all, instead of a closed loop\n"
+    "  --duration S --warmup S      measured and unmeasured time (3, 0.5)\n"
+    "  --v5 | --nats                speak MQTT 5, or the NATS protocol (MQTT 3.1.1)\n"
+    "  --tls [--ca FILE]            TLS; with a file the broker's certificate is verified\n"
+    "  --user NAME --password TEXT  credentials\n"
+    "  --idle N                     connections that do nothing\n"
+    "  --filters N --filter-connections N   distinct filters that those hold together (0, 10)\n"
+    "  --match --spread N           publish to N topics, each of which matches one filter (1000)\n";
+
+static void read_options(int argc, char **argv) {
+    enum {
+        HOST, PORT, PUBS, SUBS, TOPICS, QOS, WINDOW, SIZE, BATCH, OUTSTANDING, RATE, DURATION,
+        WARMUP, V5, NATS_, TLS_, CA, USER, PASSWORD, IDLE_, FILTERS_, HOLDERS, MATCH, SPREAD, HELP
+    };
+    static const struct option known[] = {
+        {"host", 1, NULL, HOST}, {"port", 1, NULL, PORT}, {"pubs", 1, NULL, PUBS},
+        {"subs", 1, NULL, SUBS}, {"topics", 1, NULL, TOPICS}, {"qos", 1, NULL, QOS},
+        {"window", 1, NULL, WINDOW}, {"size", 1, NULL, SIZE}, {"batch", 1, NULL, BATCH},
+        {"outstanding", 1, NULL, OUTSTANDING}, {"rate", 1, NULL, RATE},
+        {"duration", 1, NULL, DURATION}, {"warmup", 1, NULL, WARMUP}, {"v5", 0, NULL, V5},
+        {"nats", 0, NULL, NATS_}, {"tls", 0, NULL, TLS_}, {"ca", 1, NULL, CA},
+        {"user", 1, NULL, USER}, {"password", 1, NULL, PASSWORD}, {"idle", 1, NULL, IDLE_},
+        {"filters", 1, NULL, FILTERS_}, {"filter-connections", 1, NULL, HOLDERS},
+        {"match", 0, NULL, MATCH}, {"spread", 1, NULL, SPREAD}, {"help", 0, NULL, HELP}, {0},
+    };
+    int which;
+    while ((which = getopt_long(argc, argv, "", known, NULL)) != -1) {
+        switch (which) {
+        case HOST: option.host = optarg; break;
+        case PORT: option.port = atoi(optarg); break;
+        case PUBS: option.pubs = atoi(optarg); break;
+        case SUBS: option.subs = atoi(optarg); break;
+        case TOPICS: option.topics = atoi(optarg); break;
+        case QOS: option.qos = atoi(optarg); break;
+        case WINDOW: option.window = atoi(optarg); break;
+        case SIZE: option.size = atol(optarg); break;
+        case BATCH: option.batch = atoi(optarg); break;
+        case OUTSTANDING: option.outstanding = atol(optarg); break;
+        case RATE: option.rate = atof(optarg); break;
+        case DURATION: option.duration = atof(optarg); break;
+        case WARMUP: option.warmup = atof(optarg); break;
+        case V5: option.protocol = MQTT_5; break;
+        case NATS_: option.protocol = NATS; break;
+        case TLS_: option.tls = true; break;
+        case CA: option.ca = optarg; break;
+        case USER: option.user = optarg; break;
+        case PASSWORD: option.password = optarg; break;
+        case IDLE_: option.idle = atoi(optarg); break;
+        case FILTERS_: option.filters = atol(optarg); break;
+        case HOLDERS: option.filter_connections = atoi(optarg); break;
+        case MATCH: option.match = true; break;
+        case SPREAD: option.spread = atoi(optarg); break;
+        case HELP: fputs(usage, stdout); exit(0);
+        default: fputs(usage, stderr); exit(2);
+        }
+    }
+    if (optind < argc) fail("what is '%s'?", argv[optind]);
+    if (option.pubs < 0 || option.subs < 0 || option.idle < 0 || option.filters < 0)
+        fail("counts are not negative");
+    if (option.topics < 1 || option.batch < 1 || option.window < 1 || option.outstanding < 1 ||
+        option.filter_connections < 1 || option.spread < 1)
+        fail("topics, batch, window, outstanding, filter-connections and spread are at least 1");
+    if (option.qos < 0 || option.qos > 2) fail("qos is 0, 1 or 2");
+    if (option.window > 65535) fail("a window is at most 65535");
+    if (option.size < PAYLOAD_MIN || option.size > PAYLOAD_MAX)
+        fail("a payload has %d to %d bytes", PAYLOAD_MIN, PAYLOAD_MAX);
+    if (option.duration <= 0 || option.warmup < 0 || option.rate < 0)
+        fail("times and rates are positive");
+    if ((option.user && strlen(option.user) > 400) ||
+        (option.password && strlen(option.password) > 400))
+        fail("user and password have at most 400 bytes");
+    if (option.match && option.spread > option.filters)
+        fail("match needs at least as many filters as spread");
+    if (option.protocol == NATS && (option.qos || option.tls || option.filters || option.user))
+        fail("over NATS there is plain QoS 0 only");
+}
+
+int main(int argc, char **argv) {
+    read_options(argc, argv);
+    signal(SIGPIPE, SIG_IGN);
+    prctl(PR_SET_TIMERSLACK, 1000ul); /* the default of 50 us would show in the latencies */
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    rlim_t need = 64;
+    need += (rlim_t)(option.pubs + option.subs + option.idle + option.filter_connections);
+    if (files.rlim_cur < need) {
+        files.rlim_cur = need;
+        if (files.rlim_max < need) files.rlim_max = need;
+        if (setrlimit(RLIMIT_NOFILE, &files))
+            fail("%lu open files are not allowed here", (unsigned long)need);
+    }
+    poller = epoll_create1(EPOLL_CLOEXEC);
+    if (option.tls) prepare_tls();
+    uint64_t start = now_ns();
+    connect_all();
+    double connect_s = (double)(now_ns() - start) / 1e9;
+    if (option.pubs)
+        run(connect_s);
+    else
+        hold(connect_s);
+    return idle_lost ? 3 : 0;
+}

@@ -1,0 +1,143 @@
+"""The load program `load.c`: built when it is needed, run against a broker, its answer read."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.brokers import BenchmarkError, Broker, cpu_seconds
+
+__all__ = ["Run", "build", "command", "hold", "run"]
+
+_SOURCE = Path(__file__).with_name("load.c")
+_BINARY = _SOURCE.parent.parent / "build" / "bench" / "load"
+_SILENCE_S = 30
+"""How long a run may take beyond the time that it was asked for: connecting, and waiting for
+deliveries that are still on their way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one run of the load program measured."""
+
+    delivered_per_s: float
+    """Deliveries to all subscribers together."""
+    published_per_s: float
+    p50_us: float
+    p99_us: float
+    late_p99_us: float
+    """With a fixed rate: how late messages were sent, a measure of the machine's noise."""
+    lost: int
+    """Deliveries that were owed and never came."""
+    disordered: int
+    """Deliveries that came twice or behind a later one."""
+    refused: int
+    load_cpu: float
+    """The load program's share of one core; near 1 it was the limit itself."""
+    broker_cpu: float
+    """The broker's share of one core (more than 1: of several)."""
+    broker_us: float
+    """Processor time that the broker spent per delivery, connecting included."""
+
+
+def build() -> Path:
+    """Compile `load.c` unless that was done since it changed. Raises `BenchmarkError`."""
+    if _BINARY.exists() and _BINARY.stat().st_mtime >= _SOURCE.stat().st_mtime:
+        return _BINARY
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise BenchmarkError("no C compiler here; on Debian: apt install gcc libc6-dev libssl-dev")
+    _BINARY.parent.mkdir(parents=True, exist_ok=True)
+    words = [compiler, "-O2", "-Wall", "-Wextra", "-o", str(_BINARY), str(_SOURCE)]
+    words += ["-lssl", "-lcrypto"]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise BenchmarkError(f"load.c does not compile (libssl-dev is needed):\n{done.stderr}")
+    return _BINARY
+
+
+def command(broker: Broker, options: Sequence[str], *, tls: bool = False) -> list[str]:
+    """The command that loads this broker."""
+    port = broker.ports["tls" if tls else broker.protocol]
+    words = [str(build()), "--host", "127.0.0.1", "--port", str(port), *options]
+    if broker.protocol == "nats":
+        words.append("--nats")
+    if tls:
+        words += ["--tls", "--ca", str(broker.authority)]
+    if broker.user is not None:
+        words += ["--user", broker.user, "--password", broker.password]
+    return words
+
+
+def run(
+    broker: Broker,
+    options: Sequence[str],
+    *,
+    duration_s: float,
+    warmup_s: float = 0.4,
+    tls: bool = False,
+    core: int | None = None,
+) -> Run:
+    """Load a broker once, for `duration_s` after `warmup_s` that do not count.
+
+    `core` ties the load program to one core. Raises `BenchmarkError` with what the program said
+    when the run failed.
+    """
+    words = command(broker, options, tls=tls)
+    words += ["--duration", str(duration_s), "--warmup", str(warmup_s)]
+    if core is not None:
+        words = ["taskset", "--cpu-list", str(core), *words]
+    before = cpu_seconds(broker.pid)
+    try:
+        done = subprocess.run(
+            words,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=duration_s + warmup_s + _SILENCE_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchmarkError(f"{broker.name}: the load program did not come to an end") from None
+    if done.returncode:
+        raise BenchmarkError(f"{broker.name}: {done.stderr.strip() or done.returncode}")
+    cpu_s = cpu_seconds(broker.pid) - before
+    answer: dict[str, float] = json.loads(done.stdout)
+    return Run(
+        delivered_per_s=answer["recv_s"],
+        published_per_s=answer["pub_s"],
+        p50_us=answer["p50_us"],
+        p99_us=answer["p99_us"],
+        late_p99_us=answer["late_p99_us"],
+        lost=int(answer["lost"]),
+        disordered=int(answer["disordered"]),
+        refused=int(answer["refused"]),
+        load_cpu=answer["load_cpu"],
+        broker_cpu=cpu_s / (answer["seconds"] + warmup_s),
+        broker_us=cpu_s * 1e6 / max(1, answer["deliveries"]),
+    )
+
+
+@contextmanager
+def hold(broker: Broker, options: Sequence[str]) -> Iterator[dict[str, float]]:
+    """Make connections that only stay, such as ``--idle 10000``, and cut them at the end.
+
+    Yields what the load program told when all were made: their number, and how long it took in
+    seconds. Raises `BenchmarkError` when they could not be made, or did not all stay.
+    """
+    words = [*command(broker, options), "--pubs", "0", "--subs", "0"]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        if line:
+            yield json.loads(line)
+        process.stdin.close()
+        told = process.stderr.read().strip()
+        if process.wait() or not line:
+            raise BenchmarkError(f"{broker.name}: {told or 'idle connections did not stay'}")

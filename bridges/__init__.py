@@ -1,0 +1,1 @@
+"""What joins this node to others (empty so far)."""

@@ -1,0 +1,246 @@
+"""What is recorded of sessions and retained messages, and how it is read back at the start.
+
+Every durable change of the core goes through one method here, which records it in the open batch
+(`Commits`). `read_sessions` and `read_retained` turn the committed records back into objects. Times are
+recorded as seconds of the wall clock, since the monotonic clock does not survive a restart.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from struct import Struct
+from typing import TYPE_CHECKING
+
+import msgpack
+
+from ganglion.broker.core.access import Client
+from ganglion.broker.core.commits import Commits
+from ganglion.broker.core.limits import Limits
+from ganglion.broker.core.message import Delivery, Message, MessageProperties, Terms
+from ganglion.broker.core.retained import Retained
+from ganglion.broker.core.router import Subscription
+from ganglion.broker.core.statistics import Statistics
+from ganglion.broker.core.timers import Timers
+from ganglion.broker.store import Kind, Store
+
+if TYPE_CHECKING:
+    from ganglion.broker.core.sessions import Session
+
+__all__ = ["Journal"]
+
+_NUMBER = Struct(">Q")
+_PACKET_ID = Struct(">H")
+_END_OF_CLIENT_ID = b"\0"  # no MQTT string contains U+0000 (1.5.4-2)
+
+
+class Journal:
+    """Records changes; carries what every session needs of its node."""
+
+    def __init__(
+        self,
+        store: Store,
+        timers: Timers,
+        limits: Limits,
+        statistics: Statistics,
+        wall_clock_offset_s: float,
+    ) -> None:
+        self.commits = Commits(store)
+        self.timers = timers
+        self.limits = limits
+        self.statistics = statistics
+        self.retained = Retained()
+        self._store = store
+        self._offset_s = wall_clock_offset_s
+
+    # -- sessions --------------------------------------------------------------------------------
+
+    def put_session(self, session: "Session", ends_at: float | None) -> None:
+        """Record the session; it expires at `ends_at` (monotonic), or None while it is connected."""
+        client = session.client
+        ends = None if ends_at is None else ends_at + self._offset_s
+        value = [client.user, client.address, client.certificate, session.expiry_s, ends]
+        self.commits.put(Kind.SESSION, client.client_id.encode(), msgpack.packb(value))
+
+    def forget_session(self, session: "Session") -> None:
+        """Record that the session and all that belongs to it are gone."""
+        name = session.client.client_id.encode()
+        delete = self.commits.delete
+        delete(Kind.SESSION, name)
+        prefix = name + _END_OF_CLIENT_ID
+        for topic_filter in session.subscriptions:
+            delete(Kind.SUBSCRIPTION, prefix + topic_filter.encode())
+        for packet_id, delivery in session.inflight.items():
+            delete(Kind.IN_FLIGHT, prefix + _PACKET_ID.pack(packet_id))
+            if delivery is not None and delivery[2]:
+                delete(Kind.QUEUED, prefix + _NUMBER.pack(delivery[2]))
+        for delivery in session.queue or ():
+            if delivery[2]:
+                delete(Kind.QUEUED, prefix + _NUMBER.pack(delivery[2]))
+        for packet_id in session.received or ():
+            delete(Kind.RECEIVED, prefix + _PACKET_ID.pack(packet_id))
+
+    def put_subscription(self, subscription: Subscription) -> None:
+        """Record the subscription of a durable session."""
+        value = [
+            subscription.qos,
+            subscription.no_local,
+            subscription.retain_as_published,
+            subscription.identifier,
+        ]
+        key = _prefix(subscription.session) + subscription.topic_filter.encode()
+        self.commits.put(Kind.SUBSCRIPTION, key, msgpack.packb(value))
+
+    def forget_subscription(self, subscription: Subscription) -> None:
+        """Record that it is gone."""
+        key = _prefix(subscription.session) + subscription.topic_filter.encode()
+        self.commits.delete(Kind.SUBSCRIPTION, key)
+
+    # -- messages on the way ---------------------------------------------------------------------
+
+    def put_queued(self, session: "Session", delivery: Delivery) -> None:
+        """Record a message that waits for the client; it is sent after the commit."""
+        message, terms, number = delivery
+        if message.record is None:
+            message.record = self._encode(message)
+        group = terms.group
+        value = msgpack.packb(
+            [
+                message.record,
+                terms.qos,
+                terms.retain,
+                terms.identifiers,
+                None if group is None else f"$share/{group.name}/{group.topic_filter}",
+            ]
+        )
+        self.commits.put(Kind.QUEUED, _prefix(session) + _NUMBER.pack(number), value)
+        self.commits.after_commit(partial(session.committed, number))
+
+    def forget_queued(self, session: "Session", number: int) -> None:
+        """Record that the message has been taken or dropped."""
+        self.commits.delete(Kind.QUEUED, _prefix(session) + _NUMBER.pack(number))
+
+    def put_in_flight(self, session: "Session", packet_id: int, delivery: Delivery) -> None:
+        """Record under which packet identifier a recorded message was sent."""
+        key = _prefix(session) + _PACKET_ID.pack(packet_id)
+        self.commits.put(Kind.IN_FLIGHT, key, _NUMBER.pack(delivery[2]))
+
+    def put_released(self, session: "Session", packet_id: int) -> None:
+        """Record that a QoS 2 message was received by the client and PUBCOMP is awaited."""
+        key = _prefix(session) + _PACKET_ID.pack(packet_id)
+        self.commits.put(Kind.IN_FLIGHT, key, _NUMBER.pack(0))
+
+    def forget_in_flight(self, session: "Session", packet_id: int) -> None:
+        """Record that the packet identifier is free again."""
+        self.commits.delete(Kind.IN_FLIGHT, _prefix(session) + _PACKET_ID.pack(packet_id))
+
+    def put_received(self, session: "Session", packet_id: int) -> None:
+        """Record that a QoS 2 message came in under this packet identifier."""
+        self.commits.put(Kind.RECEIVED, _prefix(session) + _PACKET_ID.pack(packet_id), b"")
+
+    def forget_received(self, session: "Session", packet_id: int) -> None:
+        """Record that the client released the packet identifier."""
+        self.commits.delete(Kind.RECEIVED, _prefix(session) + _PACKET_ID.pack(packet_id))
+
+    # -- retained messages -----------------------------------------------------------------------
+
+    def retain(self, message: Message) -> None:
+        """Keep the message as the last value of its topic, or keep none if its payload is empty.
+
+        Values under ``$`` are the node's own and made anew at every start: they are not recorded.
+        """
+        topic = message.topic
+        recorded = topic[:1] != "$"
+        if message.payload:
+            self.retained.set(message)
+            if recorded:
+                message.durable = True
+                if message.record is None:
+                    message.record = self._encode(message)
+                self.commits.put(Kind.RETAINED, topic.encode(), message.record)
+        elif self.retained.remove(topic) and recorded:
+            message.durable = True
+            self.commits.delete(Kind.RETAINED, topic.encode())
+
+    def forget_retained(self, topic: str) -> None:
+        """Drop a retained message that has expired."""
+        if self.retained.remove(topic) and topic[:1] != "$":
+            self.commits.delete(Kind.RETAINED, topic.encode())
+
+    def is_retained(self, message: Message) -> bool:
+        """Whether this very message is still the last value of its topic and not expired."""
+        if message.expires_at is not None and message.expires_at <= self.timers.now:
+            return False
+        return self.retained.get(message.topic) is message
+
+    # -- reading back ----------------------------------------------------------------------------
+
+    def read_retained(self) -> None:
+        """Fill `retained` from the store."""
+        for _, value in self._store.scan(Kind.RETAINED):
+            self.retained.set(self._decode(value))
+
+    def read_sessions(self) -> Iterator[tuple[str, Client, int, float | None]]:
+        """Every recorded session: client identifier, client, expiry and when it ends (monotonic)."""
+        for key, value in self._store.scan(Kind.SESSION):
+            user, address, certificate, expiry_s, ends = msgpack.unpackb(value)
+            client = Client(key.decode(), user, address, certificate)
+            ends_at = None if ends is None else ends - self._offset_s
+            yield client.client_id, client, expiry_s, ends_at
+
+    def read_subscriptions(self) -> Iterator[tuple[str, str, list[int]]]:
+        """Every recorded subscription: client identifier, filter, its options in order."""
+        for key, value in self._store.scan(Kind.SUBSCRIPTION):
+            name, _, topic_filter = key.partition(_END_OF_CLIENT_ID)
+            yield name.decode(), topic_filter.decode(), msgpack.unpackb(value)
+
+    def read_queued(self) -> Iterator[tuple[str, int, Message, Terms, str | None]]:
+        """Every message that waits: client identifier, number, message, terms, shared filter."""
+        for key, value in self._store.scan(Kind.QUEUED):
+            name, _, number = key.partition(_END_OF_CLIENT_ID)
+            record, qos, retain, identifiers, shared = msgpack.unpackb(value)
+            terms = Terms(qos, retain, tuple(identifiers))
+            yield name.decode(), _NUMBER.unpack(number)[0], self._decode(record), terms, shared
+
+    def read_packet_ids(self, kind: Kind) -> Iterator[tuple[str, int, int]]:
+        """Client identifier, packet identifier and number of `IN_FLIGHT` or `RECEIVED` records."""
+        for key, value in self._store.scan(kind):
+            name, _, packet_id = key.partition(_END_OF_CLIENT_ID)
+            number = _NUMBER.unpack(value)[0] if value else 0
+            yield name.decode(), _PACKET_ID.unpack(packet_id)[0], number
+
+    # -- encoding --------------------------------------------------------------------------------
+
+    def _encode(self, message: Message) -> bytes:
+        properties = message.properties
+        extra = None
+        if properties is not None:
+            extra = [
+                properties.payload_is_text,
+                properties.content_type,
+                properties.response_topic,
+                properties.correlation_data,
+                properties.user_properties,
+            ]
+        expires = None if message.expires_at is None else message.expires_at + self._offset_s
+        value = [message.topic, message.payload, message.qos, message.retain, expires, extra]
+        record: bytes = msgpack.packb(value)
+        return record
+
+    def _decode(self, record: bytes) -> Message:
+        topic, payload, qos, retain, expires, extra = msgpack.unpackb(record)
+        properties = None
+        if extra is not None:
+            properties = MessageProperties(
+                payload_is_text=extra[0],
+                content_type=extra[1],
+                response_topic=extra[2],
+                correlation_data=extra[3],
+                user_properties=tuple((name, value) for name, value in extra[4]),
+            )
+        expires_at = None if expires is None else expires - self._offset_s
+        message = Message(topic, payload, qos, retain, properties, expires_at)
+        message.record = record
+        return message
+
+
+def _prefix(session: "Session") -> bytes:
+    return session.client.client_id.encode() + _END_OF_CLIENT_ID

@@ -1,0 +1,85 @@
+"""A message: what was published, the same whatever protocol brought it or takes it away.
+
+A `Message` does not change once it is routed, so that all its receivers share it and every wire form
+is encoded once (`Message.forms` belongs to the protocols and is keyed by them). What differs from
+one subscription to another (the QoS, the retain flag, subscription identifiers) is in its `Terms`,
+made once per route; a delivery is the pair of both.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ganglion.broker.core.router import SharedGroup
+
+__all__ = ["PLAIN_TERMS", "Delivery", "Message", "MessageProperties", "Terms"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageProperties:
+    """What a publisher says about the payload; forwarded unaltered (MQTT 5.0 section 3.3.2.3)."""
+
+    payload_is_text: bool | None = None
+    """Payload Format Indicator: True for UTF-8 text, False for bytes, None when not said."""
+    content_type: str | None = None
+    response_topic: str | None = None
+    correlation_data: bytes | None = None
+    user_properties: tuple[tuple[str, str], ...] = ()
+
+
+class Message:
+    """An application message on its way through the node. Immutable once routed."""
+
+    __slots__ = (
+        "durable",
+        "expires_at",
+        "forms",
+        "payload",
+        "properties",
+        "qos",
+        "record",
+        "retain",
+        "topic",
+    )
+
+    def __init__(
+        self,
+        topic: str,
+        payload: bytes,
+        qos: int = 0,
+        retain: bool = False,
+        properties: MessageProperties | None = None,
+        expires_at: float | None = None,
+    ) -> None:
+        self.topic = topic
+        self.payload = payload
+        self.qos = qos
+        self.retain = retain
+        self.properties = properties
+        self.expires_at = expires_at
+        """When it is of no use any more, in seconds of the node's monotonic clock; None: never."""
+        self.durable = False
+        """Whether routing put it anywhere that has to be committed before it is acknowledged."""
+        self.record: bytes | None = None
+        """Its encoding for the store, made when first needed."""
+        self.forms: dict[int, tuple[bytes, bytes]] | None = None
+        """Encodings by wire form: the bytes before and after a packet identifier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms one kind of receiver gets messages: what its subscriptions asked for."""
+
+    qos: int
+    retain: bool = False
+    identifiers: tuple[int, ...] = ()
+    """Identifiers of all its matching subscriptions (MQTT 5.0 section 3.3.2.3.8)."""
+    group: "SharedGroup | None" = None
+    """The shared subscription a message was taken from; it goes back there if not acknowledged."""
+
+
+PLAIN_TERMS = (Terms(0), Terms(1), Terms(2))
+"""By QoS, what nearly every receiver has: shared, so that a delivery costs no object of its own."""
+
+Delivery = tuple[Message, Terms, int]
+"""A message on its way to one receiver; the number is that of its record, 0 when it has none."""

@@ -1,0 +1,507 @@
+"""The node: sessions, subscriptions, retained messages and routing put together.
+
+Everything here is synchronous and free of I/O. Connections of any protocol call a `Node`; it calls them
+back as the `Sink` of a session. What time it is, its `Timers` say; when a tick is over, `flush`
+commits what has been recorded.
+"""
+
+from collections.abc import Container
+from dataclasses import replace
+from functools import partial
+from secrets import token_hex
+
+from ganglion import GanglionError
+from ganglion.broker.core.access import Access, Client, Decision
+from ganglion.broker.core.journal import Journal
+from ganglion.broker.core.limits import Limits
+from ganglion.broker.core.message import Delivery, Message, MessageProperties, Terms
+from ganglion.broker.core.refusals import Log, Refusals
+from ganglion.broker.core.router import Route, Router, SharedGroup, Subscription, Target
+from ganglion.broker.core.sessions import NEVER_EXPIRES, RELEASED, Session, Sink, Will
+from ganglion.broker.core.statistics import Statistics
+from ganglion.broker.core.sys_topics import SysTopics
+from ganglion.broker.core.timers import Timers
+from ganglion.broker.core.topics import split_shared
+from ganglion.broker.store import Kind, Store
+
+__all__ = ["REPLY_PREFIX", "LimitReached", "Node", "NotAllowed"]
+
+REPLY_PREFIX = "_reply/"
+"""Below it every client has a topic of its own for replies, which only that client may read."""
+
+_REPLY_RULE = "reply topics are read only by the client that they were given to"
+_DOLLAR_RULE = "topics that begin with '$' belong to the node (MQTT 4.7.2)"
+
+
+class NotAllowed(GanglionError):
+    """The client may not do this; `decision` says by which rule."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.rule)
+        self.decision = decision
+
+
+class LimitReached(GanglionError):
+    """A limit of the node is reached; the message names it."""
+
+
+class Node:
+    """One broker: who is connected, who wants what, what is kept."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits,
+        access: Access,
+        store: Store,
+        timers: Timers,
+        log: Log,
+        name: str = "ganglion",
+        version: str = "",
+        sys_interval_s: float = 10.0,
+        wall_clock_offset_s: float = 0.0,
+    ) -> None:
+        """Make a node and load what the store has.
+
+        `wall_clock_offset_s` is what to add to the monotonic time of `timers` to get Unix time;
+        `sys_interval_s` is how often ``$SYS`` topics are published, 0 for never.
+        """
+        self.limits = limits
+        self.access = access
+        self.timers = timers
+        self.log = log
+        self.name = name
+        self.statistics = Statistics()
+        self.refusals = Refusals(log, timers)
+        self.router = Router(self._may_receive)
+        self.sessions: dict[str, Session] = {}
+        self.connected = 0
+        """How many sessions have a connection."""
+        self.journal = Journal(store, timers, limits, self.statistics, wall_clock_offset_s)
+        self.retained = self.journal.retained
+        self._load()
+        self.sys_topics = SysTopics(self, version, sys_interval_s)
+
+    # -- sessions --------------------------------------------------------------------------------
+
+    def open_session(
+        self,
+        client: Client,
+        sink: Sink,
+        *,
+        clean_start: bool,
+        expiry_s: int,
+        window: int,
+        will: Will | None,
+    ) -> tuple[Session, bool]:
+        """Connect a client: its session, and whether it was there already.
+
+        The caller sends its greeting and then calls `Session.resume`. An earlier connection of the
+        same client identifier is closed (MQTT-3.1.4-3). Raises `NotAllowed` when the identifier
+        belongs to another user, `LimitReached` when no more sessions can be kept.
+        """
+        session = self.sessions.get(client.client_id)
+        if session is not None and session.client.user != client.user:
+            raise NotAllowed(Decision(False, "the client identifier belongs to another user"))
+        if session is None and len(self.sessions) >= self.limits.sessions_max:
+            raise LimitReached(f"sessions_max = {self.limits.sessions_max} is reached")
+        expiry_s = min(expiry_s, self.limits.session_expiry_max_s)
+        if session is not None and session.sink is not None:
+            old_sink = session.sink
+            self._detach(session)
+            old_sink.taken_over()
+            self._after_detach(session, publish_will=True, ended=clean_start)
+        elif session is not None and clean_start:
+            self._end_session(session)
+        session = self.sessions.get(client.client_id)  # None when it has ended just now
+        present = session is not None
+        if session is None:
+            session = self.sessions[client.client_id] = Session(client, self.journal, expiry_s)
+        else:
+            if session.timer is not None:
+                session.timer.cancel()
+                session.timer = None
+            if session.will_timer is not None:  # it is back before its will delay has passed
+                session.will_timer.cancel()
+                session.will_timer = None
+            session.client = client
+            was_durable = session.is_durable()
+            session.expiry_s = expiry_s
+            if was_durable and not session.is_durable():
+                self.journal.forget_session(session)
+        session.will = will
+        session.window = window
+        session.sink = sink
+        self.connected += 1
+        self.statistics.clients_maximum = max(self.statistics.clients_maximum, self.connected)
+        if session.is_durable():
+            self.journal.put_session(session, None)
+        if present:
+            self.router.invalidate_session(session)
+        return session, present
+
+    def close_session(
+        self, session: Session, sink: Sink, *, publish_will: bool, expiry_s: int | None = None
+    ) -> None:
+        """The connection of the session has ended.
+
+        `expiry_s` replaces the expiry interval (MQTT 5.0 section 3.14.2.2.2).
+        """
+        if session.sink is not sink:
+            return  # taken over
+        self._detach(session)
+        if expiry_s is not None:
+            session.expiry_s = min(expiry_s, self.limits.session_expiry_max_s)
+        self._after_detach(session, publish_will=publish_will, ended=session.expiry_s == 0)
+
+    def _detach(self, session: Session) -> None:
+        session.disconnected()
+        self.connected -= 1
+
+    def _after_detach(self, session: Session, *, publish_will: bool, ended: bool) -> None:
+        will = session.will
+        if not publish_will:
+            session.will = will = None
+        if ended or session.expiry_s == 0:
+            self._end_session(session)
+            return
+        if session.subscriptions:
+            self.router.invalidate_session(session)
+        self._give_back_shared(session, ended=False)
+        ends_at = None
+        if session.expiry_s != NEVER_EXPIRES:
+            ends_at = self.timers.now + session.expiry_s
+            session.timer = self.timers.at(ends_at, partial(self._expire, session))
+        self.journal.put_session(session, ends_at)
+        if will is not None:
+            if will.delay_s and will.delay_s < session.expiry_s:
+                delayed = partial(self._send_delayed_will, session)
+                session.will_timer = self.timers.after(will.delay_s, delayed)
+            elif not will.delay_s:
+                self._send_will(session)
+            # else: it is sent at the session's end, which comes first
+
+    def _send_delayed_will(self, session: Session, now: float) -> None:
+        session.will_timer = None
+        self._send_will(session)
+
+    def _send_will(self, session: Session) -> None:
+        will, session.will = session.will, None
+        if will is None:
+            return
+        message = will.message
+        client = session.client
+        decision = self.may_publish(client, message.topic, message.qos, message.retain)
+        if not decision.allowed:
+            self.refusals.refuse("publish will", client, decision.rule, topic=message.topic)
+            return
+        try:
+            self.publish(message, self.router.route(message.topic), session)
+        except LimitReached as error:
+            self.refusals.refuse("retain will", client, str(error), topic=message.topic)
+
+    def _expire(self, session: Session, now: float) -> None:
+        session.timer = None
+        self.statistics.clients_expired += 1
+        self._end_session(session)
+
+    def _end_session(self, session: Session) -> None:
+        for timer in (session.timer, session.will_timer):
+            if timer is not None:
+                timer.cancel()
+        session.timer = session.will_timer = None
+        if self.sessions.get(session.client.client_id) is session:
+            del self.sessions[session.client.client_id]
+        self._give_back_shared(session, ended=True)
+        self.journal.forget_session(session)
+        for subscription in session.subscriptions.values():
+            self.router.remove(subscription)
+        session.subscriptions = {}
+        # 3.1.3.2.2: the will is sent when its delay has passed or the session ends
+        self._send_will(session)
+
+    def _give_back_shared(self, session: Session, *, ended: bool) -> None:
+        """Give other members what this one had of its shared subscriptions (4.8.2).
+
+        QoS 1 goes to another member as soon as this one has gone; QoS 2 never does (4.8.2-5), but
+        what was never sent to the leaving member may go at its session's end.
+        """
+        if not session.inflight and not session.queue:
+            return
+        sent = {id(delivery) for delivery in session.inflight.values()}
+
+        def wanted(delivery: Delivery) -> bool:
+            terms = delivery[1]
+            if terms.group is None or (terms.qos == 2 and (not ended or id(delivery) in sent)):
+                return False
+            if ended:
+                return True
+            members = terms.group.members
+            return any(each[0].sink is not None for each in members if each[0] is not session)
+
+        for message, terms, _ in session.take_back(wanted):
+            assert terms.group is not None
+            if not terms.group.deliver(message, self._may_receive, leaving=session):
+                self.statistics.drop("no member of the shared subscription is left")
+
+    # -- subscriptions ---------------------------------------------------------------------------
+
+    def may_subscribe(self, session: Session, topic_filter: str, qos: int) -> Decision:
+        """Whether the client may subscribe with this (valid) filter."""
+        if topic_filter.startswith(REPLY_PREFIX):
+            token = session.reply_token
+            allowed = token is not None and topic_filter.split("/")[1] == token
+            return Decision(allowed, _REPLY_RULE)
+        return self.access.subscribe(session.client, topic_filter, qos)
+
+    def subscribe(self, subscription: Subscription) -> bool:
+        """Let the subscription take effect; whether its session had the same filter before.
+
+        Raises `NotAllowed` or `LimitReached`. Retained messages come with `send_retained`.
+        """
+        session = subscription.session
+        topic_filter = subscription.topic_filter
+        decision = self.may_subscribe(session, topic_filter, subscription.qos)
+        if not decision.allowed:
+            raise NotAllowed(decision)
+        existed = topic_filter in session.subscriptions
+        limit = self.limits.subscriptions_per_client_max
+        if not existed and len(session.subscriptions) >= limit:
+            raise LimitReached(f"subscriptions_per_client_max = {limit} is reached")
+        if session.replay and len(session.replay) > self.limits.queued_messages_per_session_max:
+            raise LimitReached("too many retained messages wait for this client already")
+        self.router.add(subscription)
+        session.subscriptions[topic_filter] = subscription
+        if session.is_durable():
+            self.journal.put_subscription(subscription)
+        return existed
+
+    def send_retained(self, subscription: Subscription) -> None:
+        """Send the retained messages that match a subscription which has just been made."""
+        if split_shared(subscription.topic_filter):
+            return  # 4.8.2: none are sent to shared subscriptions
+        session = subscription.session
+        identifiers = (subscription.identifier,) if subscription.identifier else ()
+        terms = [Terms(qos, True, identifiers) for qos in range(subscription.qos + 1)]
+        found: list[Delivery] = []
+        expired: list[str] = []
+        now = self.timers.now
+        for message in self.retained.matching(subscription.topic_filter):
+            if message.expires_at is not None and message.expires_at <= now:
+                expired.append(message.topic)
+            elif self._may_receive(session, message.topic):
+                found.append((message, terms[min(message.qos, subscription.qos)], 0))
+        for topic in expired:
+            self.journal.forget_retained(topic)
+        if found:
+            session.start_replay(found)
+
+    def unsubscribe(self, session: Session, topic_filter: str) -> bool:
+        """End a subscription; whether there was one."""
+        subscription = session.subscriptions.get(topic_filter)
+        if subscription is None:
+            return False
+        self.router.remove(subscription)
+        del session.subscriptions[topic_filter]
+        if session.is_durable():
+            self.journal.forget_subscription(subscription)
+        return True
+
+    def reply_prefix(self, session: Session) -> str:
+        """The topic below which only this client may read (MQTT 5.0 section 4.10)."""
+        if session.reply_token is None:
+            session.reply_token = token_hex(8)
+        return f"{REPLY_PREFIX}{session.reply_token}"
+
+    # -- messages --------------------------------------------------------------------------------
+
+    def may_publish(self, client: Client, topic: str, qos: int, retain: bool) -> Decision:
+        """Whether the client may publish to this (valid) topic with this QoS and retain flag."""
+        if topic[:1] == "$":
+            return Decision(False, _DOLLAR_RULE)
+        if topic.startswith(REPLY_PREFIX):
+            return Decision(not retain, "reply topics take no retained messages")
+        return self.access.publish(client, topic, qos, retain)
+
+    def publish_mask(self, client: Client, topic: str) -> int:
+        """What `may_publish` allows, as bits: ``1 << (qos + 3 * retain)``."""
+        if topic[:1] == "$":
+            return 0
+        if topic.startswith(REPLY_PREFIX):
+            return 0b000111
+        return self.access.publish_mask(client, topic)
+
+    def publish(self, message: Message, route: Route, publisher: Session | None = None) -> int:
+        """Route a message that its publisher was allowed to send; to how many targets it goes.
+
+        `Message.durable` says afterwards whether to wait for the commit before acknowledging it.
+        Raises `LimitReached` when it is to be retained and there is no room.
+        """
+        retain = message.retain
+        if retain:
+            if not self.retained.has_room_for(message, self.limits):
+                raise LimitReached("retained_messages_max or retained_bytes_max is reached")
+            self.journal.retain(message)
+        count = self.forward(message, route.targets, route.groups, publisher)
+        if retain:
+            message.forms = None  # the retained message would keep its encodings for good
+        return count
+
+    def forward(
+        self,
+        message: Message,
+        targets: list[Target],
+        groups: list[SharedGroup],
+        publisher: Session | None,
+    ) -> int:
+        """Give the message to these targets of its route; to how many it goes."""
+        qos = message.qos
+        count = 0
+        for target in targets:
+            session = target.session
+            if target.no_local and session is publisher:
+                if target.own is None:
+                    continue
+                target = target.own
+            terms = target.terms[qos]
+            if message.retain and target.retain_as_published:
+                terms = Terms(terms.qos, True, terms.identifiers)
+            session.deliver(message, terms)
+            count += 1
+        for group in groups:
+            if group.deliver(message, self._may_receive):
+                count += 1
+            else:
+                self.statistics.drop("no member of the shared subscription can take it")
+        return count
+
+    def publish_own(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        qos: int = 0,
+        properties: MessageProperties | None = None,
+    ) -> int:
+        """Publish in the node's own name; to how many targets it goes."""
+        message = Message(topic, payload, qos, retain, properties)
+        return self.publish(message, self.router.route(topic))
+
+    def _may_receive(self, session: Session, topic: str) -> bool:
+        if topic.startswith(REPLY_PREFIX):
+            token = session.reply_token
+            return token is not None and topic.split("/")[1] == token
+        return self.access.receive(session.client, topic).allowed
+
+    # -- the course of things --------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """The tick is over: commit what was recorded in it."""
+        self.journal.commits.flush()
+
+    def reload(
+        self,
+        *,
+        limits: Limits | None = None,
+        access: Access | None = None,
+        users: Container[str] | None = None,
+    ) -> None:
+        """Replace limits or rules; both act at once on what is connected, subscribed and queued.
+
+        `users` are those that may go on; None for everybody.
+        """
+        if limits is not None:
+            self.limits = self.journal.limits = limits
+        if access is None:
+            return
+        self.access = access
+        self.router.invalidate_all()
+        for session in list(self.sessions.values()):
+            self._drop_forbidden(session)
+            if session.sink is None:
+                continue
+            client = session.client
+            decision = access.connect(client.user, client.address)
+            by_password = client.user is not None and client.user != client.certificate
+            if not decision.allowed:
+                session.sink.expel(decision.rule)
+            elif by_password and users is not None and client.user not in users:
+                session.sink.expel("the user does not exist any more")
+            else:
+                session.sink.access_changed()
+
+    def _drop_forbidden(self, session: Session) -> None:
+        if not session.inflight and not session.queue:
+            return
+
+        def forbidden(delivery: Delivery) -> bool:
+            return not self._may_receive(session, delivery[0].topic)
+
+        for message, _, _ in session.take_back(forbidden):
+            self.refusals.refuse(
+                "receive", session.client, "the rules have changed", topic=message.topic
+            )
+            self.statistics.drop("not allowed any more")
+
+    def drain(self) -> None:
+        """The node stops: say goodbye to every client."""
+        for sink in self._sinks():
+            sink.drain()
+
+    def close(self) -> None:
+        """Commit what is left and stop the node's own timers."""
+        self.sys_topics.stop()
+        self.flush()
+
+    def _sinks(self) -> list[Sink]:
+        return [each.sink for each in self.sessions.values() if each.sink is not None]
+
+    # -- start -----------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Make sessions and retained messages from the committed records."""
+        journal = self.journal
+        journal.read_retained()
+        now = self.timers.now
+        for client_id, client, expiry_s, ends_at in journal.read_sessions():
+            session = self.sessions[client_id] = Session(client, journal, expiry_s)
+            if ends_at is None and expiry_s != NEVER_EXPIRES:
+                ends_at = now + expiry_s  # it was connected when the node stopped
+            if ends_at is not None:
+                session.timer = self.timers.at(ends_at, partial(self._expire, session))
+        for client_id, topic_filter, options in journal.read_subscriptions():
+            session = self.sessions[client_id]
+            qos, no_local, retain_as_published, identifier = options
+            subscription = Subscription(
+                session,
+                topic_filter,
+                qos,
+                no_local=bool(no_local),
+                retain_as_published=bool(retain_as_published),
+                identifier=identifier,
+            )
+            self.router.add(subscription)
+            session.subscriptions[topic_filter] = subscription
+        self._load_messages()
+
+    def _load_messages(self) -> None:
+        journal = self.journal
+        by_number: dict[tuple[str, int], Delivery] = {}
+        for client_id, number, message, terms, shared in journal.read_queued():
+            parts = split_shared(shared) if shared else None
+            group = self.router.group(parts) if parts else None
+            if group is not None:
+                terms = replace(terms, group=group)
+            by_number[client_id, number] = (message, terms, number)
+        for client_id, packet_id, number in journal.read_packet_ids(Kind.IN_FLIGHT):
+            session = self.sessions[client_id]
+            delivery = by_number.pop((client_id, number), None)
+            session.load_in_flight(packet_id, delivery if number else RELEASED)
+        for (client_id, _), delivery in by_number.items():
+            self.sessions[client_id].load_queued(delivery)
+        for client_id, packet_id, _ in journal.read_packet_ids(Kind.RECEIVED):
+            session = self.sessions[client_id]
+            if session.received is None:
+                session.received = set()
+            session.received.add(packet_id)

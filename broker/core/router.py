@@ -1,0 +1,403 @@
+"""Who gets a message: the subscription trie and the cache of routes.
+
+Exact filters are found in one dict; filters with wildcards in a trie of levels. What a topic leads to is
+kept as a `Route`: the sessions with a matching subscription, each once with the terms of all its
+matching subscriptions together (MQTT 5.0 section 3.3.4), and the shared subscriptions. A `Route` stays
+valid until a subscription that matches its topic comes, changes or goes, or the rules of access
+change; connections keep routes of their own and look only at `Route.valid`. Cached routes stand in a
+`TopicTree`, so that a new filter invalidates just those that it matches.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from ganglion.broker.core.message import PLAIN_TERMS, Message, Terms
+from ganglion.broker.core.topics import SharedFilter, TopicTree, has_wildcard, split_shared
+
+if TYPE_CHECKING:
+    from ganglion.broker.core.sessions import Session
+
+__all__ = ["Outlet", "Route", "Router", "SharedGroup", "Subscription", "Target"]
+
+_ROUTES_MAX = 65_536  # cached routes, about 1 KB each; the oldest is forgotten first
+
+
+class Outlet(Protocol):
+    """Where a receiver takes transient messages that are encoded in its wire form already."""
+
+    def offer(self, data: bytes, count: int) -> None:
+        """Take these `count` messages, or drop and count them if too much waits already."""
+        ...
+
+
+class Subscription:
+    """One filter of one session with its options (MQTT 5.0 section 3.8.3.1)."""
+
+    __slots__ = (
+        "identifier",
+        "no_local",
+        "qos",
+        "retain_as_published",
+        "session",
+        "topic_filter",
+    )
+
+    def __init__(
+        self,
+        session: "Session",
+        topic_filter: str,
+        qos: int,
+        *,
+        no_local: bool = False,
+        retain_as_published: bool = False,
+        identifier: int = 0,
+    ) -> None:
+        self.session = session
+        self.topic_filter = topic_filter
+        """As the client gave it, ``$share/group/`` included."""
+        self.qos = qos
+        self.no_local = no_local
+        self.retain_as_published = retain_as_published
+        self.identifier = identifier
+        """Subscription identifier; 0: none."""
+
+    def terms(self) -> tuple[Terms, Terms, Terms]:
+        """The terms of a delivery by the QoS of the message."""
+        return _terms_by_qos(self.qos, (self.identifier,) if self.identifier else ())
+
+
+def _terms_by_qos(
+    qos: int, identifiers: tuple[int, ...], group: "SharedGroup | None" = None
+) -> tuple[Terms, Terms, Terms]:
+    if not identifiers and group is None:
+        return (PLAIN_TERMS[0], PLAIN_TERMS[min(qos, 1)], PLAIN_TERMS[qos])
+    low, middle, high = (Terms(min(qos, of), False, identifiers, group) for of in (0, 1, 2))
+    return (low, middle, high)
+
+
+class Target:
+    """One session that gets the messages of a route, with all its matching subscriptions as one."""
+
+    __slots__ = ("no_local", "own", "retain_as_published", "session", "terms")
+
+    def __init__(self, session: "Session", subscriptions: list[Subscription]) -> None:
+        self.session = session
+        qos = max(each.qos for each in subscriptions)
+        identifiers = tuple(each.identifier for each in subscriptions if each.identifier)
+        self.terms = _terms_by_qos(qos, identifiers)
+        self.retain_as_published = any(each.retain_as_published for each in subscriptions)
+        self.no_local = any(each.no_local for each in subscriptions)
+        # 3.8.3.1: what the session published itself comes only by its other subscriptions
+        others = [each for each in subscriptions if not each.no_local] if self.no_local else []
+        self.own: Target | None = Target(session, others) if others else None
+
+
+class SharedGroup:
+    """One shared subscription (MQTT 5.0 section 4.8.2): each message goes to one member."""
+
+    __slots__ = ("_next", "members", "name", "topic_filter")
+
+    def __init__(self, name: str, topic_filter: str) -> None:
+        self.name = name
+        self.topic_filter = topic_filter
+        self.members: list[tuple[Session, Subscription, tuple[Terms, Terms, Terms]]] = []
+        self._next = 0
+
+    def set(self, subscription: Subscription) -> None:
+        """Add the member, or give it these options."""
+        identifiers = (subscription.identifier,) if subscription.identifier else ()
+        terms = _terms_by_qos(subscription.qos, identifiers, self)
+        member = (subscription.session, subscription, terms)
+        for index, (session, _, _) in enumerate(self.members):
+            if session is subscription.session:
+                self.members[index] = member
+                return
+        self.members.append(member)
+
+    def remove(self, session: "Session") -> None:
+        """The session is no member any more."""
+        self.members = [member for member in self.members if member[0] is not session]
+
+    def deliver(
+        self,
+        message: Message,
+        may_receive: Callable[["Session", str], bool],
+        leaving: "Session | None" = None,
+    ) -> bool:
+        """Give the message to one member; False when there is none that may have it.
+
+        Members take turns. First asked are those that can take it now, then those that are connected,
+        then those whose durable session waits for them. `leaving` is passed over.
+        """
+        members = self.members
+        count = len(members)
+        start = self._next
+        best: tuple[Session, Subscription, tuple[Terms, Terms, Terms]] | None = None
+        best_rank = 3
+        for step in range(count):
+            member = members[(start + step) % count]
+            session = member[0]
+            if session is leaving:
+                continue
+            rank = session.readiness(member[2][message.qos].qos)
+            if rank < best_rank and may_receive(session, message.topic):
+                best, best_rank = member, rank
+                self._next = (start + step + 1) % count
+                if rank == 0:
+                    break
+        if best is None:
+            return False
+        session, subscription, by_qos = best
+        terms = by_qos[message.qos]
+        if message.retain and subscription.retain_as_published:
+            terms = Terms(terms.qos, True, terms.identifiers, terms.group)
+        session.deliver(message, terms)
+        return True
+
+
+class Route:
+    """What a topic leads to, as of now."""
+
+    __slots__ = ("_splits", "groups", "targets", "topic", "valid")
+
+    def __init__(self, topic: str, targets: list[Target], groups: list[SharedGroup]) -> None:
+        self.topic = topic
+        self.targets = targets
+        self.groups = groups
+        self.valid = True
+        """False: ask the router again."""
+        self._splits: dict[int, tuple[list[Outlet], list[Target]]] | None = None
+
+    def split(self, form: int) -> tuple[list[Outlet], list[Target]]:
+        """The targets that take a plain QoS 0 message as it is in this wire form, and the others.
+
+        Kept with the route: whatever changes it (a connection comes or goes) invalidates the route.
+        """
+        splits = self._splits
+        if splits is None:
+            splits = self._splits = {}
+        found = splits.get(form)
+        if found is None:
+            outlets: list[Outlet] = []
+            others: list[Target] = []
+            for target in self.targets:
+                outlet = None
+                if not target.no_local and not target.terms[0].identifiers:
+                    outlet = target.session.outlet(form)
+                if outlet is None:
+                    others.append(target)
+                else:
+                    outlets.append(outlet)
+            found = splits[form] = (outlets, others)
+        return found
+
+
+class _Branch:
+    """One level of the trie."""
+
+    __slots__ = ("children", "groups", "subscriptions")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Branch] | None = None
+        self.subscriptions: dict[Session, Subscription] | None = None
+        self.groups: dict[str, SharedGroup] | None = None
+
+    def is_empty(self) -> bool:
+        return not (self.children or self.subscriptions or self.groups)
+
+
+class Router:
+    """All subscriptions of a node."""
+
+    def __init__(self, may_receive: Callable[["Session", str], bool]) -> None:
+        self._may_receive = may_receive
+        self._exact: dict[str, _Branch] = {}
+        self._root = _Branch()
+        self._routes: dict[str, Route] = {}
+        self._routes_by_topic: TopicTree[Route] = TopicTree()
+        self.subscription_count = 0
+        """Subscriptions of all sessions, shared ones included."""
+        self.shared_count = 0
+        """Those of them that are members of shared subscriptions."""
+
+    # -- subscriptions ---------------------------------------------------------------------------
+
+    def add(self, subscription: Subscription) -> None:
+        """Let this subscription take effect, in place of an earlier one of its session and filter."""
+        shared = split_shared(subscription.topic_filter)
+        topic_filter = shared.topic_filter if shared else subscription.topic_filter
+        branch = self._branch(topic_filter)
+        session = subscription.session
+        if session.subscriptions.get(subscription.topic_filter) is None:
+            self.subscription_count += 1
+            self.shared_count += shared is not None
+        if shared:
+            if branch.groups is None:
+                branch.groups = {}
+            group = branch.groups.get(shared.group)
+            if group is None:
+                group = branch.groups[shared.group] = SharedGroup(shared.group, topic_filter)
+            group.set(subscription)
+        else:
+            if branch.subscriptions is None:
+                branch.subscriptions = {}
+            branch.subscriptions[session] = subscription
+        self.invalidate(topic_filter)
+
+    def remove(self, subscription: Subscription) -> None:
+        """Take back what `add` did."""
+        shared = split_shared(subscription.topic_filter)
+        topic_filter = shared.topic_filter if shared else subscription.topic_filter
+        branch = self._branch(topic_filter)
+        if shared:
+            groups = branch.groups or {}
+            group = groups[shared.group]
+            group.remove(subscription.session)
+            if not group.members:
+                del groups[shared.group]
+        elif branch.subscriptions:
+            branch.subscriptions.pop(subscription.session, None)
+        self.subscription_count -= 1
+        self.shared_count -= shared is not None
+        self._prune(topic_filter)
+        self.invalidate(topic_filter)
+
+    def group(self, shared: SharedFilter) -> SharedGroup | None:
+        """The shared subscription of this name and filter, if it has members."""
+        if has_wildcard(shared.topic_filter):
+            branch = self._root
+            for level in shared.topic_filter.split("/"):
+                below = (branch.children or {}).get(level)
+                if below is None:
+                    return None
+                branch = below
+        else:
+            exact = self._exact.get(shared.topic_filter)
+            if exact is None:
+                return None
+            branch = exact
+        return (branch.groups or {}).get(shared.group)
+
+    def _branch(self, topic_filter: str) -> _Branch:
+        if not has_wildcard(topic_filter):
+            found = self._exact.get(topic_filter)
+            if found is None:
+                found = self._exact[topic_filter] = _Branch()
+            return found
+        branch = self._root
+        for level in topic_filter.split("/"):
+            if branch.children is None:
+                branch.children = {}
+            below = branch.children.get(level)
+            if below is None:
+                below = branch.children[level] = _Branch()
+            branch = below
+        return branch
+
+    def _prune(self, topic_filter: str) -> None:
+        if not has_wildcard(topic_filter):
+            if self._exact[topic_filter].is_empty():
+                del self._exact[topic_filter]
+            return
+        path: list[tuple[dict[str, _Branch], str]] = []
+        branch = self._root
+        for level in topic_filter.split("/"):
+            children = branch.children
+            if children is None or level not in children:
+                return
+            path.append((children, level))
+            branch = children[level]
+        for children, level in reversed(path):
+            if not children[level].is_empty():
+                break
+            del children[level]
+
+    # -- routes ----------------------------------------------------------------------------------
+
+    def route(self, topic: str) -> Route:
+        """Where messages of this (valid) topic go; valid at least until the next change."""
+        route = self._routes.get(topic)
+        if route is None:
+            if len(self._routes) >= _ROUTES_MAX:
+                self._forget(self._routes[next(iter(self._routes))])
+            route = self._routes[topic] = self._make_route(topic)
+            self._routes_by_topic.set(topic, route)
+        return route
+
+    def invalidate(self, topic_filter: str) -> None:
+        """Forget the routes of every topic that this filter (without ``$share``) matches."""
+        if not has_wildcard(topic_filter):
+            route = self._routes.get(topic_filter)
+            if route is not None:
+                self._forget(route)
+            return
+        for route in list(self._routes_by_topic.matching(topic_filter)):
+            self._forget(route)
+
+    def invalidate_session(self, session: "Session") -> None:
+        """Forget the routes that lead to this session: it came, went or changed its ways."""
+        for subscription in session.subscriptions.values():
+            shared = split_shared(subscription.topic_filter)
+            self.invalidate(shared.topic_filter if shared else subscription.topic_filter)
+
+    def invalidate_all(self) -> None:
+        """Forget every route, for the rules of access have changed."""
+        for route in self._routes.values():
+            route.valid = False
+        self._routes.clear()
+        self._routes_by_topic = TopicTree()
+
+    def _forget(self, route: Route) -> None:
+        route.valid = False
+        del self._routes[route.topic]
+        self._routes_by_topic.remove(route.topic)
+
+    def _make_route(self, topic: str) -> Route:
+        by_session: dict[Session, list[Subscription]] = {}
+        groups: list[SharedGroup] = []
+        for branch in self._branches(topic):
+            if branch.groups:
+                groups.extend(branch.groups.values())
+            if branch.subscriptions:
+                for session, subscription in branch.subscriptions.items():
+                    found = by_session.get(session)
+                    if found is None:
+                        by_session[session] = [subscription]
+                    else:
+                        found.append(subscription)
+        targets = [
+            Target(session, subscriptions)
+            for session, subscriptions in by_session.items()
+            if self._may_receive(session, topic)
+        ]
+        return Route(topic, targets, groups)
+
+    def _branches(self, topic: str) -> Iterator[_Branch]:
+        """Every branch whose filter matches the topic."""
+        exact = self._exact.get(topic)
+        if exact is not None:
+            yield exact
+        names = topic.split("/")
+        depth_max = len(names)
+        todo: list[tuple[_Branch, int]] = [(self._root, 0)]
+        while todo:
+            branch, depth = todo.pop()
+            children = branch.children
+            if depth == depth_max:
+                yield branch
+                if children and "#" in children:  # '#' matches its parent too (4.7.1.2)
+                    yield children["#"]
+                continue
+            if not children:
+                continue
+            below = children.get(names[depth])
+            if below is not None:
+                todo.append((below, depth + 1))
+            if depth == 0 and topic[:1] == "$":
+                continue  # 4.7.2-1
+            below = children.get("+")
+            if below is not None:
+                todo.append((below, depth + 1))
+            below = children.get("#")
+            if below is not None:
+                yield below

@@ -1,0 +1,113 @@
+"""The node's own figures as retained messages under ``$SYS/broker``, named as Mosquitto names them.
+
+Exporters and dashboards made for Mosquitto so work unchanged. A topic is published when its
+value has changed since the last time.
+"""
+
+import resource
+from typing import TYPE_CHECKING
+
+from ganglion.broker.core.timers import Timer
+
+if TYPE_CHECKING:
+    from ganglion.broker.core.node import Node
+
+__all__ = ["SysTopics"]
+
+_ROOT = "$SYS/broker/"
+_LOAD_MINUTES = (1, 5, 15)
+_LOADS = (
+    # (topic, the counter whose growth per minute it averages)
+    ("messages/received", "packets_received"),
+    ("messages/sent", "packets_sent"),
+    ("bytes/received", "bytes_received"),
+    ("bytes/sent", "bytes_sent"),
+    ("publish/received", "publish_received"),
+    ("publish/sent", "publish_sent"),
+    ("sockets", "sockets_opened"),
+    ("connections", "connections_opened"),
+)
+
+
+class SysTopics:
+    """Publishes ``$SYS`` topics every `interval_s` seconds; never when that is 0."""
+
+    def __init__(self, node: "Node", version: str, interval_s: float) -> None:
+        self._node = node
+        self._interval_s = interval_s
+        self._started = node.timers.now
+        self._last: dict[str, str] = {}
+        self._counters = dict.fromkeys((name for _, name in _LOADS), 0)
+        self._loads: dict[tuple[str, int], float] = {}
+        self._published_at = self._started
+        self._timer: Timer | None = None
+        if interval_s > 0:
+            self._publish("version", f"ganglion version {version}")
+            self._tick(self._started)
+
+    def stop(self) -> None:
+        """Publish no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self, now: float) -> None:
+        self._timer = self._node.timers.at(now + self._interval_s, self._tick)
+        self._publish("uptime", f"{int(now - self._started)} seconds")
+        for topic, value in self._gauges().items():
+            self._publish(topic, str(value))
+        self._publish_loads(now)
+
+    def _gauges(self) -> dict[str, int]:
+        node = self._node
+        counted = node.statistics
+        total = len(node.sessions)
+        stored = sum(len(each.queue or ()) + len(each.inflight) for each in node.sessions.values())
+        waiting_bytes = sum(each.queued_bytes for each in node.sessions.values())
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "clients/total": total,
+            "clients/connected": node.connected,
+            "clients/active": node.connected,
+            "clients/disconnected": total - node.connected,
+            "clients/inactive": total - node.connected,
+            "clients/maximum": counted.clients_maximum,
+            "clients/expired": counted.clients_expired,
+            "messages/received": counted.packets_received,
+            "messages/sent": counted.packets_sent,
+            "messages/stored": stored + len(node.retained),
+            "store/messages/count": stored + len(node.retained),
+            "store/messages/bytes": waiting_bytes + node.retained.size_bytes,
+            "retained messages/count": len(node.retained),
+            "subscriptions/count": node.router.subscription_count,
+            "shared_subscriptions/count": node.router.shared_count,
+            "publish/messages/received": counted.publish_received,
+            "publish/messages/sent": counted.publish_sent,
+            "publish/messages/dropped": sum(counted.dropped.values()),
+            "publish/bytes/received": counted.publish_bytes_received,
+            "publish/bytes/sent": counted.publish_bytes_sent,
+            "bytes/received": counted.bytes_received,
+            "bytes/sent": counted.bytes_sent,
+            "heap/maximum": usage.ru_maxrss * 1024,
+        }
+
+    def _publish_loads(self, now: float) -> None:
+        """Moving averages per minute over 1, 5 and 15 minutes, weighted exponentially."""
+        elapsed_s = now - self._published_at
+        self._published_at = now
+        if elapsed_s <= 0:
+            return
+        for topic, name in _LOADS:
+            value: int = getattr(self._node.statistics, name)
+            per_minute = (value - self._counters[name]) * 60 / elapsed_s
+            self._counters[name] = value
+            for minutes in _LOAD_MINUTES:
+                kept = 2.718281828459045 ** (-elapsed_s / (60 * minutes))
+                old = self._loads.get((topic, minutes), 0.0)
+                load = self._loads[topic, minutes] = per_minute + kept * (old - per_minute)
+                self._publish(f"load/{topic}/{minutes}min", f"{load:.2f}")
+
+    def _publish(self, topic: str, value: str) -> None:
+        if self._last.get(topic) != value:
+            self._last[topic] = value
+            self._node.publish_own(_ROOT + topic, value.encode(), retain=True)

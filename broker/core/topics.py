@@ -1,0 +1,215 @@
+"""Topic names and topic filters: what is valid, what matches what (MQTT 5.0 section 4.7).
+
+A topic name is a UTF-8 string of levels joined by ``/``. A topic filter is the same with ``+`` for
+exactly one level and, as its last level, ``#`` for the parent and everything below it. A filter that
+begins with a wildcard does not match a name that begins with ``$`` (4.7.2).
+
+`TopicTree` keeps values by topic name and finds those that a filter matches without looking at the
+others: retained messages and cached routes are looked up in one.
+"""
+
+from collections.abc import Iterator
+from typing import Generic, NamedTuple, TypeVar
+
+from ganglion import GanglionError
+from ganglion.broker.core.limits import Limits
+
+__all__ = [
+    "InvalidTopic",
+    "SharedFilter",
+    "TopicTree",
+    "check_topic_filter",
+    "check_topic_name",
+    "has_wildcard",
+    "matches",
+    "split_shared",
+]
+
+
+class InvalidTopic(GanglionError):
+    """A topic name or filter breaks a rule or a limit; the message names it and the clause."""
+
+
+class SharedFilter(NamedTuple):
+    """The parts of ``$share/{group}/{topic_filter}`` (MQTT 5.0 section 4.8.2)."""
+
+    group: str
+    topic_filter: str
+
+
+def check_topic_name(topic: str, limits: Limits) -> None:
+    """Raise `InvalidTopic` unless messages may be published to `topic`."""
+    if not topic:
+        raise InvalidTopic("topic name is empty (4.7.3-1)")
+    if "+" in topic or "#" in topic:
+        raise InvalidTopic("topic name contains a wildcard (3.3.2-2)")
+    _check_size(topic, "topic name", limits)
+
+
+def check_topic_filter(topic_filter: str, limits: Limits) -> None:
+    """Raise `InvalidTopic` unless `topic_filter` (without ``$share/group/``) is well formed."""
+    if not topic_filter:
+        raise InvalidTopic("topic filter is empty (4.7.3-1)")
+    _check_size(topic_filter, "topic filter", limits)
+    if "#" in topic_filter:
+        hash_at = topic_filter.index("#")
+        if hash_at != len(topic_filter) - 1 or (hash_at and topic_filter[hash_at - 1] != "/"):
+            raise InvalidTopic("'#' stands alone in the last level of a topic filter (4.7.1-1)")
+    if "+" in topic_filter:
+        for level in topic_filter.split("/"):
+            if "+" in level and level != "+":
+                raise InvalidTopic("'+' fills a whole level of a topic filter (4.7.1-2)")
+
+
+def _check_size(topic: str, what: str, limits: Limits) -> None:
+    if "\0" in topic:
+        raise InvalidTopic(f"{what} contains U+0000 (4.7.3-2)")
+    size = len(topic) if topic.isascii() else len(topic.encode())
+    if size > limits.topic_size_max_bytes:
+        raise InvalidTopic(
+            f"{what} of {size} bytes is over topic_size_max_bytes = {limits.topic_size_max_bytes}"
+        )
+    levels = topic.count("/") + 1
+    if levels > limits.topic_levels_max:
+        raise InvalidTopic(
+            f"{what} of {levels} levels is over topic_levels_max = {limits.topic_levels_max}"
+        )
+
+
+def has_wildcard(topic_filter: str) -> bool:
+    """Whether the (valid) filter can match more than the one name that equals it."""
+    return "+" in topic_filter or topic_filter.endswith("#")
+
+
+def split_shared(topic_filter: str) -> SharedFilter | None:
+    """The parts of a shared subscription's filter; None when it is not one.
+
+    Raises `InvalidTopic` when it begins with ``$share/`` and breaks 4.8.2-1 or 4.8.2-2.
+    """
+    if not topic_filter.startswith("$share/"):
+        return None
+    group, slash, rest = topic_filter[7:].partition("/")
+    if not group or "+" in group or "#" in group:
+        raise InvalidTopic("share name is empty or contains '+' or '#' (4.8.2-1, 4.8.2-2)")
+    if not slash or not rest:
+        raise InvalidTopic("a shared subscription has the form $share/group/filter (4.8.2-2)")
+    return SharedFilter(group, rest)
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """Whether the (valid) filter matches the (valid) topic name."""
+    if topic_filter == topic:
+        return True
+    if topic[:1] == "$" and topic_filter[:1] in ("+", "#"):
+        return False
+    filter_levels = topic_filter.split("/")
+    levels = topic.split("/")
+    for index, wanted in enumerate(filter_levels):
+        if wanted == "#":
+            return True
+        if index == len(levels) or (wanted != "+" and wanted != levels[index]):
+            return False
+    return len(filter_levels) == len(levels)
+
+
+_Value = TypeVar("_Value")
+
+
+class _Level(Generic[_Value]):
+    __slots__ = ("children", "topic", "value")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Level[_Value]] | None = None
+        self.topic: str | None = None  # None: only a step on the way to others
+        self.value: _Value | None = None
+
+
+class TopicTree(Generic[_Value]):
+    """Values by topic name, found by filter in time proportional to what matches."""
+
+    __slots__ = ("_root", "_size")
+
+    def __init__(self) -> None:
+        self._root: _Level[_Value] = _Level()
+        self._size = 0
+
+    def __len__(self) -> int:
+        """How many topics have a value."""
+        return self._size
+
+    def set(self, topic: str, value: _Value) -> None:
+        """Give `topic` this value, in place of any earlier one."""
+        level = self._root
+        for name in topic.split("/"):
+            if level.children is None:
+                level.children = {}
+            below = level.children.get(name)
+            if below is None:
+                below = level.children[name] = _Level()
+            level = below
+        if level.topic is None:
+            level.topic = topic
+            self._size += 1
+        level.value = value
+
+    def get(self, topic: str) -> _Value | None:
+        """The value of `topic`, or None."""
+        level: _Level[_Value] | None = self._root
+        for name in topic.split("/"):
+            if level is None or level.children is None:
+                return None
+            level = level.children.get(name)
+        return level.value if level is not None else None
+
+    def remove(self, topic: str) -> _Value | None:
+        """Forget `topic`; its value comes back, or None when it had none."""
+        path: list[tuple[dict[str, _Level[_Value]], str]] = []
+        level = self._root
+        for name in topic.split("/"):
+            children = level.children
+            if children is None or name not in children:
+                return None
+            path.append((children, name))
+            level = children[name]
+        if level.topic is None:
+            return None
+        value, level.value, level.topic = level.value, None, None
+        self._size -= 1
+        for children, name in reversed(path):
+            below = children[name]
+            if below.topic is not None or below.children:
+                break
+            del children[name]
+        return value
+
+    def matching(self, topic_filter: str) -> Iterator[_Value]:
+        """Every value whose topic the (valid) filter matches. Do not change the tree meanwhile."""
+        names = topic_filter.split("/")
+        hidden = names[0] in ("+", "#")  # 4.7.2-1
+        # depth first without recursion: topics may have many levels
+        todo: list[tuple[_Level[_Value], int]] = [(self._root, 0)]
+        while todo:
+            level, depth = todo.pop()
+            if depth == len(names):
+                if level.topic is not None:
+                    yield level.value  # type: ignore[misc]  # a topic always has a value
+                continue
+            name = names[depth]
+            if name == "#":
+                if level.topic is not None:  # the parent of '#' (4.7.1.2)
+                    yield level.value  # type: ignore[misc]
+                if level.children:
+                    for child_name, child in level.children.items():
+                        if not (depth == 0 and hidden and child_name[:1] == "$"):
+                            todo.append((child, depth))
+                continue
+            if not level.children:
+                continue
+            if name == "+":
+                for child_name, child in level.children.items():
+                    if not (depth == 0 and hidden and child_name[:1] == "$"):
+                        todo.append((child, depth + 1))
+            else:
+                below = level.children.get(name)
+                if below is not None:
+                    todo.append((below, depth + 1))

@@ -1,0 +1,1 @@
+"""The daemon: configuration, command line, logging, start and stop."""

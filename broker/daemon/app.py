@@ -1,0 +1,354 @@
+"""The composition root: a broker put together from its parts, and the life of its process.
+
+`Broker` joins the node, the reactor, the protocols and the authenticator; ``ganglion.testing``
+embeds it as it is. `run` is ``ganglion serve``: it adds a configuration, a log, signals and the
+service manager.
+"""
+
+import errno
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import trio
+
+from ganglion import __version__
+from ganglion.broker.core.access import Access
+from ganglion.broker.core.authentication import Users
+from ganglion.broker.core.limits import Limits
+from ganglion.broker.core.node import Node
+from ganglion.broker.core.refusals import Log
+from ganglion.broker.core.timers import Timers
+from ganglion.broker.daemon.authenticator import Authenticator
+from ganglion.broker.daemon.banner import banner, who_may_connect
+from ganglion.broker.daemon.config import (
+    Configuration,
+    ConfigurationError,
+    Listener,
+    Problem,
+)
+from ganglion.broker.daemon.logs import Logs
+from ganglion.broker.daemon.materials import Materials, open_materials
+from ganglion.broker.daemon.notify import Notifier
+from ganglion.broker.net.addresses import Address
+from ganglion.broker.net.reactor import CannotListen, Reactor
+from ganglion.broker.net.tls import TlsContext
+from ganglion.broker.store.memory import MemoryStore
+from ganglion.protocols.mqtt.connection import MqttConnection
+from ganglion.protocols.mqtt.server import MqttServer, MqttSettings
+
+__all__ = ["Broker", "run"]
+
+_SAME_WISH_S = 0.3
+_DESCRIPTORS_BESIDE_CONNECTIONS = 64  # listeners, files of the store, pollers, the log
+
+
+class Broker:
+    """A node that can be reached: the core, the reactor and the protocols in between."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        name: str = "ganglion",
+        limits: Limits | None = None,
+        access: Access | None = None,
+        users: Users | None = None,
+        mqtt: MqttSettings | None = None,
+        sys_interval_s: float = 10.0,
+    ) -> None:
+        """Put the parts together; nothing listens yet.
+
+        Without ``access`` everything is allowed to everybody. ``sys_interval_s`` is how often
+        ``$SYS`` topics are published in seconds, 0 for never.
+        """
+        limits = Limits() if limits is None else limits
+        access = Access.open() if access is None else access
+        now = time.monotonic()
+        timers = Timers(now)
+        self._store = MemoryStore()
+        self.node = Node(
+            limits=limits,
+            access=access,
+            store=self._store,
+            timers=timers,
+            log=log,
+            name=name,
+            version=__version__,
+            sys_interval_s=sys_interval_s,
+            wall_clock_offset_s=time.time() - now,
+        )
+        self.reactor = Reactor(timers, limits, self.node.statistics, log, self.node.flush)
+        self.authenticator = Authenticator(
+            Users() if users is None else users,
+            users_exist=access.users_exist,
+            log=log,
+            in_next_tick=self.in_next_tick,
+        )
+        self._mqtt = MqttServer(self.node, mqtt)
+        self._connect_authenticator()
+        self.listening: list[tuple[str, Address]] = []
+        """What listens where: scheme and actual address, with the chosen port instead of 0."""
+
+    def listen(self, scheme: str, address: Address, tls: TlsContext | None = None) -> Address:
+        """Listen for ``scheme`` (``mqtt``, or ``mqtts`` with ``tls``); the actual address.
+
+        Raises `CannotListen`.
+        """
+        listener = self.reactor.listen(address, self._mqtt_connection, tls=tls)
+        self.listening.append((scheme, listener.address))
+        return listener.address
+
+    def _mqtt_connection(self) -> MqttConnection:
+        return MqttConnection(self._mqtt)
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.authenticator.run)
+            await self.reactor.run()
+
+    def in_next_tick(self, call: Callable[[], None]) -> None:
+        """Have ``call`` made in the next tick of the reactor, which comes at once.
+
+        There the node's clock is right, what is recorded is committed, and what is written sent.
+        """
+        self.node.timers.after(0.0, lambda _now: call())
+        self.reactor.wake()
+
+    async def reload(self, *, limits: Limits, access: Access, users: Users) -> None:
+        """Let these limits, rules and users act at once, also on what is connected already."""
+
+        def take_over() -> None:
+            self.authenticator.replace(users, users_exist=access.users_exist)
+            self._connect_authenticator()
+            self.reactor.set_limits(limits)
+            self.node.reload(limits=limits, access=access)
+
+        await self._in_tick(take_over)
+
+    async def drain(self) -> bool:
+        """Stop listening, say goodbye to every client, and wait (a bounded time) until all have it.
+
+        Whether every connection ended in time. `run` has to be running.
+        """
+        self.reactor.stop_listening()
+        await self._in_tick(self.node.drain)
+        return await self.reactor.drain(self.node.limits.drain_timeout_s)
+
+    async def _in_tick(self, call: Callable[[], None]) -> None:
+        done = trio.Event()
+
+        def call_and_tell() -> None:
+            call()
+            done.set()
+
+        self.in_next_tick(call_and_tell)
+        await done.wait()
+
+    def _connect_authenticator(self) -> None:
+        """Ask for passwords while users exist: a name that nobody can verify says nothing."""
+        exist = self.authenticator.users_exist
+        self._mqtt.authenticator = self.authenticator if exist else None
+        self._mqtt.mechanisms = self.authenticator.mechanisms()
+
+    def close(self) -> None:
+        """Let go of everything: sockets, timers, the store."""
+        self.node.close()
+        self.reactor.close()
+        self._store.close()
+
+
+def run(load: Callable[[], Configuration]) -> None:
+    """Run a broker with the configuration that ``load`` gives, until a signal says stop.
+
+    SIGHUP calls ``load`` again. Raises `ConfigurationError` and `CannotListen` before anything is
+    served.
+    """
+    configuration = load()
+    materials = open_materials(configuration)
+    _prepare_data_directory(configuration)
+    logs = Logs(sys.stderr, level=configuration.log_level, form=configuration.log_format)
+    _raise_descriptor_limit(configuration.limits, logs.logger)
+    broker = Broker(
+        log=logs.logger,
+        name=configuration.node_name,
+        limits=configuration.limits,
+        access=materials.access,
+        users=materials.users,
+        mqtt=MqttSettings(
+            certificate_is_user=_certificate_is_user(configuration), **configuration.mqtt
+        ),
+        sys_interval_s=configuration.sys_interval_s,
+    )
+    try:
+        for listener in configuration.listeners:
+            _listen(broker, listener, materials)
+        trio.run(_Service(broker, configuration, materials, logs, load).run)
+    finally:
+        broker.close()
+
+
+class _Service:
+    """The broker as a process: what it says when it is ready, and what signals do."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        configuration: Configuration,
+        materials: Materials,
+        logs: Logs,
+        load: Callable[[], Configuration],
+    ) -> None:
+        self._broker = broker
+        self._configuration = configuration
+        self._materials = materials
+        self._logs = logs
+        self._load = load
+        self._notifier = Notifier()
+
+    async def run(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._broker.run)
+                self._say_ready()
+                async for number in signals:
+                    if number != signal.SIGHUP:
+                        break
+                    await self._reload()
+                began = time.monotonic()
+                nursery.start_soon(self._stop, nursery.cancel_scope)
+                async for number in signals:
+                    # A second one later on: whoever waits has lost patience. Nearly at once it is
+                    # the same wish again: timeout(1), for one, signals process and group.
+                    if number != signal.SIGHUP and time.monotonic() - began > _SAME_WISH_S:
+                        self._logs.logger.warning("stopped at once", signal=_name(number))
+                        nursery.cancel_scope.cancel()
+
+    def _say_ready(self) -> None:
+        configuration, log = self._configuration, self._logs.logger
+        user_count = len(self._materials.users)
+        access = who_may_connect(configuration, user_count)
+        if self._logs.human:
+            self._logs.write(banner(configuration, self._broker.listening, user_count))
+        else:
+            for scheme, address in self._broker.listening:
+                log.info("listening", listener=scheme, address=str(address))
+            if not configuration.has_users:
+                log.warning("no users are configured", access=access)
+            log.info(
+                "ready",
+                version=__version__,
+                node=configuration.node_name,
+                data=str(configuration.data_directory),
+                access=access,
+                pid=os.getpid(),
+            )
+        self._notifier.ready(f"{len(self._broker.listening)} listeners; {access}")
+
+    async def _stop(self, scope: trio.CancelScope) -> None:
+        log = self._logs.logger
+        self._notifier.stopping()
+        log.info("draining", connections=self._broker.reactor.connection_count)
+        began = time.monotonic()
+        complete = await self._broker.drain()
+        log.info("stopped", complete=complete, seconds=round(time.monotonic() - began, 3))
+        scope.cancel()
+
+    async def _reload(self) -> None:
+        self._notifier.reloading(time.monotonic())
+        try:
+            # In a thread: reading a large users file must not hold up the node.
+            configuration, materials = await trio.to_thread.run_sync(self._read_again)
+        except ConfigurationError as error:
+            self._refuse_reload(error)
+        else:
+            await self._take_over(configuration, materials)
+        access = who_may_connect(self._configuration, len(self._materials.users))
+        self._notifier.ready(f"{len(self._broker.listening)} listeners; {access}")
+
+    def _refuse_reload(self, error: ConfigurationError) -> None:
+        log = self._logs.logger
+        for problem in error.problems:
+            log.error("configuration not accepted", problem=str(problem))
+        log.error("reload refused", advice="the configuration from before stays in force")
+
+    def _read_again(self) -> tuple[Configuration, Materials]:
+        configuration = self._load()
+        return configuration, open_materials(configuration)
+
+    async def _take_over(self, configuration: Configuration, materials: Materials) -> None:
+        log = self._logs.logger
+        if keys := self._configuration.changed_beside_reload(configuration):
+            log.warning("not changed by a reload", keys=keys, advice="restart to change them")
+        if materials.tls is not None and self._materials.tls is not None:
+            self._materials.tls.context = materials.tls.context
+        self._logs.set_level(configuration.log_level)
+        await self._broker.reload(
+            limits=configuration.limits, access=materials.access, users=materials.users
+        )
+        self._configuration = configuration
+        self._materials = Materials(
+            materials.users, materials.access, self._materials.tls or materials.tls
+        )
+        access = who_may_connect(configuration, len(materials.users))
+        log.info(
+            "reloaded", users=len(materials.users), rules=len(configuration.rules), access=access
+        )
+
+
+def _certificate_is_user(configuration: Configuration) -> bool:
+    return configuration.tls is not None and configuration.tls.use_certificate_as_user
+
+
+def _listen(broker: Broker, listener: Listener, materials: Materials) -> None:
+    tls = materials.tls if listener.scheme == "mqtts" else None
+    try:
+        broker.listen(listener.scheme, listener.address, tls)
+    except CannotListen as error:
+        cause = error.__cause__
+        lacking = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+        if not (listener.optional and isinstance(cause, OSError) and cause.errno in lacking):
+            raise
+
+
+def _prepare_data_directory(configuration: Configuration) -> None:
+    directory = configuration.data_directory
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        problem = None if os.access(directory, os.W_OK | os.X_OK) else "it is not writable"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem is not None:
+        source = configuration.sources["data.directory"]
+        rule = f"is {directory}, which cannot be used: {problem}"
+        raise ConfigurationError([Problem(source, "data.directory", rule)])
+
+
+def _raise_descriptor_limit(limits: Limits, log: Log) -> None:
+    """Allow this process as many open files as the system lets it have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.connections_max + _DESCRIPTORS_BESIDE_CONNECTIONS
+    if hard == resource.RLIM_INFINITY:
+        hard = max(soft, wanted)
+    if soft < hard:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        )
+    if hard < wanted:
+        log.info(
+            "fewer open files than connections",
+            files_max=hard,
+            connections_max=limits.connections_max,
+            advice="raise LimitNOFILE or ulimit -Hn for more connections at once",
+        )
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)

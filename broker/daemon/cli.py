@@ -1,0 +1,661 @@
+"""The ``ganglion`` command.
+
+Thin: it declares commands and options, and turns errors into one line and an exit code. What a
+command does is in the modules beside this one, each imported only when its command runs, so that
+``ganglion version`` does not pay for what ``ganglion serve`` needs.
+
+Exit codes, besides 0 and 2 (the command line cannot be understood), follow ``sysexits.h`` where it
+has a word for the case:
+
+=====  ==========================================================================================
+1      the answer is no (``check``, ``acl explain``, ``health``), or any error without its own code
+69     a broker or an address is not available: nobody listens, or the port is taken
+75     there was no answer, or not enough messages, in time
+77     the broker refused
+78     the configuration is not accepted
+130    interrupted by Ctrl-C
+=====  ==========================================================================================
+"""
+
+import os
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from ganglion import GanglionError, __version__
+
+if TYPE_CHECKING:
+    from ganglion.broker.daemon.client import MqttClient
+    from ganglion.broker.daemon.config import Configuration, Flag
+    from ganglion.protocols.mqtt.properties import Properties
+
+__all__ = ["cli", "main"]
+
+EXIT_NO = 1
+EXIT_UNAVAILABLE = 69
+EXIT_TIMEOUT = 75
+EXIT_REFUSED = 77
+EXIT_CONFIGURATION = 78
+EXIT_INTERRUPTED = 130
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class Failure(click.ClickException):
+    """An error that ends the command: one or more lines on standard error, and an exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc] # click reads it from the instance
+
+    def show(self, file: Any = None) -> None:
+        """Print the message after the program's name."""
+        click.echo(f"ganglion: {self.message}", file=file, err=file is None)
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and end the process with its exit code."""
+    try:
+        sys.exit(cli.main(prog_name="ganglion", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@contextmanager
+def _failures() -> Generator[None, None, None]:
+    """Turn what the modules raise into a `Failure` with its exit code."""
+    try:
+        yield
+    except GanglionError as error:
+        raise Failure(_message(error), _exit_code(error)) from error
+
+
+def _message(error: GanglionError) -> str:
+    from ganglion.broker.daemon.config import ConfigurationError
+
+    if not isinstance(error, ConfigurationError):
+        return str(error)
+    lines = [f"  {problem}" for problem in error.problems]
+    count = len(lines)
+    head = "the configuration is not accepted"
+    if count == 1:
+        return f"{head}: {error.problems[0]}"
+    return "\n".join([f"{head}, for {count} reasons:", *lines])
+
+
+def _exit_code(error: GanglionError) -> int:
+    from ganglion.broker.daemon import client, config
+
+    if type(error).__name__ == "CannotListen":  # its module brings trio along
+        return EXIT_UNAVAILABLE
+    match error:
+        case config.ConfigurationError():
+            return EXIT_CONFIGURATION
+        case client.Refused():
+            return EXIT_REFUSED
+        case client.TimedOut():
+            return EXIT_TIMEOUT
+        case client.Unreachable() | client.ConnectionLost():
+            return EXIT_UNAVAILABLE
+        case _:
+            return EXIT_NO
+
+
+def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_config_option = click.option(
+    "--config", type=_FILE, metavar="FILE", help="TOML file with the configuration."
+)
+_data_option = click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where the node keeps what must survive a restart.",
+)
+_users_option = click.option(
+    "--users", type=_FILE, metavar="FILE", help="File with users and password hashes."
+)
+_limit_option = click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Set a limit (see ganglion limits). Repeatable.",
+)
+
+_configuration_options = _options(
+    _config_option,
+    click.option(
+        "--mqtt",
+        multiple=True,
+        metavar="ADDR:PORT",
+        help="Speak MQTT there; also unix:/path. Repeatable. Replaces the default listeners.",
+    ),
+    click.option(
+        "--mqtts",
+        multiple=True,
+        metavar="ADDR:PORT",
+        help="Speak MQTT over TLS there. Repeatable. Replaces the default listeners.",
+    ),
+    _data_option,
+    _users_option,
+    click.option(
+        "--insecure",
+        is_flag=True,
+        default=None,
+        help="Allow other machines to reach a node without users.",
+    ),
+    click.option("--tls-cert", type=_FILE, metavar="FILE", help="Server certificate (PEM)."),
+    click.option("--tls-key", type=_FILE, metavar="FILE", help="Its private key (PEM)."),
+    click.option(
+        "--tls-client-ca",
+        type=_FILE,
+        metavar="FILE",
+        help="Authorities of client certificates (PEM).",
+    ),
+    click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        help="Log from here.",
+    ),
+    click.option(
+        "--log-format",
+        type=click.Choice(["auto", "human", "json"]),
+        help="auto: human on a terminal, JSON lines otherwise.",
+    ),
+    _limit_option,
+)
+
+_FLAG_KEYS = {
+    "mqtt": ("listeners.mqtt", "--mqtt"),
+    "mqtts": ("listeners.mqtts", "--mqtts"),
+    "data": ("data.directory", "--data"),
+    "users": ("access.users", "--users"),
+    "insecure": ("access.insecure", "--insecure"),
+    "tls_cert": ("tls.certificate", "--tls-cert"),
+    "tls_key": ("tls.key", "--tls-key"),
+    "tls_client_ca": ("tls.client_ca", "--tls-client-ca"),
+    "log_level": ("log.level", "--log-level"),
+    "log_format": ("log.format", "--log-format"),
+}
+
+
+def _flags(options: dict[str, Any]) -> "list[Flag]":
+    from ganglion.broker.daemon.config import Flag
+
+    flags: list[Flag] = []
+    for option, value in options.items():
+        if option == "limits":
+            for text in value:
+                name, equals, number = text.partition("=")
+                if not equals:
+                    raise click.UsageError(f"--limit {text}: write it NAME=VALUE")
+                flags.append(Flag(f"limits.{name.strip()}", number, f"--limit {name.strip()}"))
+        elif option in _FLAG_KEYS and value is not None and value != ():
+            key, flag = _FLAG_KEYS[option]
+            flags.append(Flag(key, str(value) if isinstance(value, Path) else value, flag))
+    return flags
+
+
+def _load(config: Path | None, **options: Any) -> "Configuration":
+    from ganglion.broker.daemon.config import load
+
+    return load(file=config, flags=_flags(options))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """Ganglion: a lightweight message broker and event mesh."""
+
+
+@cli.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(f"ganglion {__version__}")
+
+
+@cli.command()
+@_configuration_options
+def serve(config: Path | None, **options: Any) -> None:
+    """Run the broker until it is told to stop.
+
+    Without options it listens on this machine only. SIGTERM and Ctrl-C drain and stop it,
+    SIGHUP reloads users, rules, certificates, limits and the log level.
+    """
+    from ganglion.broker.daemon import app
+
+    with _failures():
+        app.run(lambda: _load(config, **options))
+
+
+@cli.command()
+@_configuration_options
+def check(config: Path | None, **options: Any) -> None:
+    """Validate a configuration and say where each value comes from.
+
+    Files that it names (users, certificates) are opened and checked as well.
+    """
+    from ganglion.broker.daemon.banner import who_may_connect
+    from ganglion.broker.daemon.config import ConfigurationError, shown
+    from ganglion.broker.daemon.materials import open_materials
+    from ganglion.broker.daemon.settings import KEYS
+
+    try:
+        configuration = _load(config, **options)
+        materials = open_materials(configuration)
+    except ConfigurationError as error:
+        raise Failure(_message(error), EXIT_NO) from error
+    rows = [
+        (name, shown(key, configuration.values[name]), configuration.sources[name])
+        for name, key in KEYS.items()
+    ]
+    _echo_columns(rows)
+    click.echo(f"\nMay connect: {who_may_connect(configuration, len(materials.users))}.")
+    click.echo("The configuration is accepted.")
+
+
+@cli.command()
+@_options(_config_option, _limit_option)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
+def limits(config: Path | None, as_json: bool, **options: Any) -> None:
+    """Show every limit: its value, where the value comes from, and why the limit exists."""
+    from ganglion.broker.core.limits import describe_limits
+
+    with _failures():
+        configuration = _load(config, **options)
+    rows = [
+        (name, value, configuration.sources[f"limits.{name}"], why)
+        for name, value, why in describe_limits(configuration.limits)
+    ]
+    if as_json:
+        import json
+
+        keys = ("name", "value", "source", "why")
+        click.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
+    else:
+        _echo_columns([tuple(map(str, row)) for row in rows])
+
+
+@cli.group()
+def acl() -> None:
+    """Look at who may do what."""
+
+
+@acl.command()
+@click.argument("user")
+@click.argument("action", type=click.Choice(["publish", "subscribe", "receive"]))
+@click.argument("topic")
+@click.option("--client-id", default="", help="The client identifier, for patterns with %c.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Where the client is.")
+@click.option("--qos", type=click.IntRange(0, 2), default=0, show_default=True)
+@click.option("--retain", is_flag=True, help="A publication with RETAIN.")
+@_options(_config_option, _users_option)
+def explain(
+    user: str,
+    action: Any,
+    topic: str,
+    client_id: str,
+    address: str,
+    qos: int,
+    retain: bool,
+    config: Path | None,
+    **options: Any,
+) -> None:
+    """Say rule by rule whether USER may publish to, subscribe to or receive from TOPIC.
+
+    USER is a user name, or :anonymous for a client without one. The exit code is 0 when it is
+    allowed and 1 when it is not.
+    """
+    from ganglion.broker.daemon.explain import explain as explain_access
+
+    with _failures():
+        lines, allowed = explain_access(
+            _load(config, **options),
+            user,
+            action,
+            topic,
+            client_id=client_id,
+            address=address,
+            qos=qos,
+            retain=retain,
+        )
+    for line in lines:
+        click.echo(line)
+    if not allowed:
+        raise click.exceptions.Exit(EXIT_NO)
+
+
+@cli.group()
+def passwd() -> None:
+    """Add, change, delete and list users.
+
+    A password is asked for on a terminal; otherwise it is the first line of standard input. A
+    running broker takes changes over on SIGHUP.
+    """
+
+
+_passwd_options = _options(_config_option, _users_option, _data_option)
+
+
+def _users_path(config: Path | None, options: dict[str, Any]) -> Path:
+    configuration = _load(config, **options)
+    return configuration.users_file or configuration.data_directory / "users"
+
+
+@passwd.command("add")
+@click.argument("name")
+@_passwd_options
+def passwd_add(name: str, config: Path | None, **options: Any) -> None:
+    """Add user NAME."""
+    from ganglion.broker.daemon.users_file import add_user
+
+    with _failures():
+        path = _users_path(config, options)
+        add_user(path, name, lambda: _new_password(name))
+    click.echo(f"added {name} to {path}")
+
+
+@passwd.command("change")
+@click.argument("name")
+@_passwd_options
+def passwd_change(name: str, config: Path | None, **options: Any) -> None:
+    """Give user NAME another password."""
+    from ganglion.broker.daemon.users_file import change_password
+
+    with _failures():
+        path = _users_path(config, options)
+        change_password(path, name, lambda: _new_password(name))
+    click.echo(f"changed the password of {name} in {path}")
+
+
+@passwd.command("delete")
+@click.argument("name")
+@_passwd_options
+def passwd_delete(name: str, config: Path | None, **options: Any) -> None:
+    """Delete user NAME."""
+    from ganglion.broker.daemon.users_file import delete_user
+
+    with _failures():
+        path = _users_path(config, options)
+        delete_user(path, name)
+    click.echo(f"deleted {name} from {path}")
+
+
+@passwd.command("list")
+@_passwd_options
+def passwd_list(config: Path | None, **options: Any) -> None:
+    """Print the names of all users."""
+    from ganglion.broker.daemon.users_file import user_names
+
+    with _failures():
+        for name in user_names(_users_path(config, options)):
+            click.echo(name)
+
+
+def _new_password(name: str) -> str:
+    if sys.stdin.isatty():
+        return click.prompt(
+            f"Password for {name}", hide_input=True, confirmation_prompt=True, err=True, type=str
+        )
+    line = sys.stdin.buffer.readline().removesuffix(b"\n").removesuffix(b"\r")
+    try:
+        password = line.decode()
+    except UnicodeDecodeError:
+        raise click.UsageError("the password on standard input is not UTF-8") from None
+    if not password:
+        raise click.UsageError("there is no password on standard input")
+    return password
+
+
+_client_options = _options(
+    click.option(
+        "--url",
+        envvar="GANGLION_URL",
+        default="mqtt://127.0.0.1:1883",
+        show_default=True,
+        help="mqtt://HOST:PORT, mqtts://HOST:PORT or unix:/path.  [env: GANGLION_URL]",
+    ),
+    click.option("-u", "--user", envvar="GANGLION_USER", help="User name.  [env: GANGLION_USER]"),
+    click.option(
+        "--password-file",
+        type=_FILE,
+        metavar="FILE",
+        help="File whose first line is the password; otherwise GANGLION_PASSWORD, or a prompt.",
+    ),
+    click.option(
+        "-i", "--client-id", default="", help="Client identifier; the broker's choice if none."
+    ),
+    click.option(
+        "-V",
+        "--mqtt-version",
+        type=click.Choice(["3.1", "3.1.1", "5"]),
+        default="5",
+        show_default=True,
+    ),
+    click.option(
+        "--ca", type=_FILE, metavar="FILE", help="Authorities to trust (PEM), not the system's."
+    ),
+    click.option("--cert", type=_FILE, metavar="FILE", help="Client certificate (PEM)."),
+    click.option("--key", type=_FILE, metavar="FILE", help="Its private key (PEM)."),
+    click.option("--no-verify", is_flag=True, help="Do not check the broker's certificate."),
+    click.option(
+        "-q",
+        "--qos",
+        type=click.IntRange(0, 2),
+        default=0,
+        show_default=True,
+        help="Quality of service.",
+    ),
+)
+
+
+def _connect(
+    *,
+    url: str,
+    user: str | None,
+    password_file: Path | None,
+    client_id: str,
+    mqtt_version: str,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    no_verify: bool,
+) -> "MqttClient":
+    from dataclasses import replace
+
+    from ganglion.broker.daemon.client import MqttClient, Target, tls_context
+
+    target = Target.parse(url)
+    if user is not None:
+        target = replace(target, user=user)
+    if target.user is not None and target.password is None:
+        target = replace(target, password=_password(target.user, password_file))
+    tls = None
+    if target.tls:
+        tls = tls_context(ca=ca, certificate=cert, key=key, verify=not no_verify)
+    return MqttClient(
+        target,
+        version={"3.1": 3, "3.1.1": 4, "5": 5}[mqtt_version],
+        client_id=client_id,
+        tls=tls,
+    )
+
+
+def _password(user: str, file: Path | None) -> bytes | None:
+    if file is not None:
+        try:
+            with file.open("rb") as stream:
+                return stream.readline().removesuffix(b"\n").removesuffix(b"\r")
+        except OSError as error:
+            raise click.UsageError(f"cannot read {file}: {error.strerror}") from None
+    if "GANGLION_PASSWORD" in os.environ:
+        return os.environ["GANGLION_PASSWORD"].encode()
+    if sys.stdin.isatty():
+        return str(click.prompt(f"Password for {user}", hide_input=True, err=True)).encode()
+    return None
+
+
+@cli.command()
+@click.argument("topic")
+@click.argument("message", required=False)
+@click.option("-r", "--retain", is_flag=True, help="Keep it as the topic's last value.")
+@click.option("-f", "--file", type=click.File("rb"), help="Send the content of this file.")
+@click.option("-l", "--lines", is_flag=True, help="Send each line of standard input (or --file).")
+@click.option("--expiry", type=click.IntRange(0, 0xFFFF_FFFF), metavar="SECONDS", help="MQTT 5.")
+@click.option("--content-type", help="MQTT 5.")
+@click.option("--response-topic", help="MQTT 5.")
+@click.option("--correlation-data", help="MQTT 5.")
+@click.option("--user-property", multiple=True, metavar="NAME=VALUE", help="MQTT 5. Repeatable.")
+@_client_options
+def pub(
+    topic: str,
+    message: str | None,
+    retain: bool,
+    file: Any,
+    lines: bool,
+    qos: int,
+    expiry: int | None,
+    content_type: str | None,
+    response_topic: str | None,
+    correlation_data: str | None,
+    user_property: tuple[str, ...],
+    **connection: Any,
+) -> None:
+    """Publish MESSAGE to TOPIC.
+
+    Without MESSAGE it is read from --file or from standard input. The command ends well only
+    when the broker has taken everything.
+    """
+    from ganglion.broker.daemon.messages import publish_all, split_lines
+
+    if message is not None and (file is not None or lines):
+        raise click.UsageError("give MESSAGE, or --file and --lines, but not both")
+    properties = _publish_properties(
+        connection["mqtt_version"],
+        message_expiry_interval=expiry,
+        content_type=content_type,
+        response_topic=response_topic,
+        correlation_data=None if correlation_data is None else correlation_data.encode(),
+        user_properties=tuple(_pair(each) for each in user_property),
+    )
+    stream = sys.stdin.buffer if file is None else file
+    with _failures(), _connect(**connection) as client:
+        if message is not None:
+            payloads: Any = [message.encode(errors="surrogateescape")]
+        else:
+            payloads = split_lines(stream) if lines else [stream.read()]
+        publish_all(client, topic, payloads, qos=qos, retain=retain, properties=properties)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.UsageError(f"--user-property {text}: write it NAME=VALUE")
+    return name, value
+
+
+def _publish_properties(mqtt_version: str, **properties: Any) -> "Properties | None":
+    if not any(value not in (None, ()) for value in properties.values()):
+        return None
+    if mqtt_version != "5":
+        raise click.UsageError(f"MQTT {mqtt_version} has no message properties")
+    from ganglion.protocols.mqtt.properties import Properties
+
+    return Properties(**properties)
+
+
+@cli.command()
+@click.argument("filters", nargs=-1, required=True, metavar="FILTER...")
+@click.option("-n", "--count", type=click.IntRange(1), help="End after so many messages.")
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="End after so long.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "hex", "json"]),
+    default="text",
+    show_default=True,
+    help="The payload as it is, in hexadecimal, or a JSON line with everything.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("-v", "--verbose", is_flag=True, help="Print the topic before the payload.")
+@_client_options
+def sub(
+    filters: tuple[str, ...],
+    count: int | None,
+    timeout: float | None,
+    form: str,
+    as_json: bool,
+    verbose: bool,
+    qos: int,
+    **connection: Any,
+) -> None:
+    """Subscribe to topic filters and print what arrives.
+
+    With --count the exit code is 75 when --timeout is over before there were so many.
+    """
+    from ganglion.broker.daemon.messages import subscribe_and_print
+
+    with _failures(), _connect(**connection) as client:
+        seen = subscribe_and_print(
+            client,
+            list(filters),
+            sys.stdout.buffer,
+            qos=qos,
+            count=count,
+            timeout_s=timeout,
+            form="json" if as_json else form,
+            with_topic=verbose,
+            terminal=sys.stdout.isatty(),
+        )
+    if count is not None and seen < count:
+        raise Failure(f"{seen} of {count} messages in {timeout:g} s", EXIT_TIMEOUT)
+
+
+@cli.command()
+@click.option(
+    "--url",
+    envvar="GANGLION_URL",
+    help="The broker; without it, the first listener of the configuration.  [env: GANGLION_URL]",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(0.1), default=5.0, show_default=True, metavar="SECONDS"
+)
+@_config_option
+def health(url: str | None, timeout: float, config: Path | None) -> None:
+    """Exit with 0 when a broker answers, and with 1 when it does not (for container checks).
+
+    A broker that answers but refuses us because it wants a password is healthy.
+    """
+    from ganglion.broker.daemon.health import HealthError, check_health
+
+    try:
+        with _failures():
+            answer = check_health(url, lambda: _load(config), timeout)
+    except Failure as error:
+        if isinstance(error.__cause__, HealthError):
+            raise Failure(error.message, EXIT_NO) from None
+        raise
+    click.echo(answer)
+
+
+def _echo_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows with all columns but the last padded to the same width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    for row in rows:
+        padded = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
+        click.echo("  ".join([*padded, row[-1]]))

@@ -1,0 +1,79 @@
+"""Where a listener listens: ``host:port``, ``[ipv6]:port`` or ``unix:/path``."""
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from ganglion import GanglionError
+
+__all__ = ["Address", "InvalidAddress", "plain_ip"]
+
+
+class InvalidAddress(GanglionError):
+    """The text names no address to listen on; the message says what is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP address, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str | None = None
+
+    @classmethod
+    def parse(cls, text: str, default_port: int) -> "Address":
+        """Read ``host:port``, ``host``, ``[ipv6]:port``, ``:port``, ``port`` or ``unix:/path``.
+
+        Without a host it is the loopback address 127.0.0.1: to listen wider is always said
+        explicitly (``0.0.0.0`` or ``[::]``). Port 0 lets the system choose. Raises
+        `InvalidAddress`.
+        """
+        text = text.strip()
+        if text.startswith("unix:"):
+            if not text[5:]:
+                raise InvalidAddress("unix: needs the path of a socket, such as unix:/run/ganglion")
+            return cls(path=text[5:])
+        if text.isdigit():
+            return cls("127.0.0.1", _port(text, text))
+        if text.startswith("["):
+            host, bracket, rest = text[1:].partition("]")
+            if not bracket or (rest and not rest.startswith(":")):
+                raise InvalidAddress(f"{text!r} is not [ipv6]:port")
+            port = rest[1:]
+        elif text.count(":") > 1:
+            host, port = text, ""
+        else:
+            host, _, port = text.partition(":")
+        if ":" in host:
+            try:
+                ip_address(host)
+            except ValueError as error:
+                raise InvalidAddress(f"{text!r}: {error}") from None
+        return cls(host or "127.0.0.1", _port(port, text) if port else default_port)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs on this machine can reach it."""
+        if self.path is not None or self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        """The form that `parse` reads."""
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _port(port: str, text: str) -> int:
+    if not port.isdigit() or int(port) > 65_535:
+        raise InvalidAddress(f"{text!r}: the port must be a number from 0 to 65535")
+    return int(port)
+
+
+def plain_ip(host: str) -> str:
+    """An IPv4 address that came through an IPv6 socket as the IPv4 address that it is."""
+    return host[7:] if host.startswith("::ffff:") else host

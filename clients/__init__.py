@@ -1,0 +1,1 @@
+"""The Python client (empty so far)."""

@@ -1,0 +1,1 @@
+"""One folder per protocol, sans-I/O: bytes in, bytes and core calls out, time is passed in."""

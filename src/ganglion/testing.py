@@ -1,0 +1,210 @@
+"""A broker inside your own program or test, without a daemon and without a configuration.
+
+Under trio::
+
+    async with ganglion.testing.broker() as broker:
+        ...  # any MQTT client may connect to broker.host, broker.port
+
+In any other program, asyncio and plain threads included::
+
+    with ganglion.testing.broker_thread(users={"ada": "secret"}) as broker:
+        ...
+
+In pytest the fixture ``ganglion_broker`` gives a new broker to each test that names it.
+
+Each broker listens on a free port of 127.0.0.1, keeps everything in memory, and is ready when the
+context is entered. Without users everything is allowed to everybody.
+"""
+
+import threading
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import trio
+
+from ganglion import GanglionError
+from ganglion.broker.core.access import Access, Rule
+from ganglion.broker.core.authentication import Users
+from ganglion.broker.core.limits import Limits
+from ganglion.broker.core.refusals import Log
+from ganglion.broker.daemon.app import Broker
+from ganglion.broker.daemon.rules import parse_rules
+from ganglion.broker.net.addresses import Address
+
+__all__ = ["InvalidOption", "RunningBroker", "broker", "broker_thread"]
+
+_GROUPS = (BaseExceptionGroup, ExceptionGroup)  # they may carry a trio.Cancelled
+_STOP_TIMEOUT_S = 10.0  # a broker in memory stops in milliseconds: past this something hangs
+
+
+class InvalidOption(GanglionError):
+    """An option of `broker` cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningBroker:
+    """Where a broker listens."""
+
+    host: str
+    """Its IP address, 127.0.0.1."""
+    port: int
+    """Its TCP port, for MQTT 3.1, 3.1.1 and 5.0."""
+
+    @property
+    def url(self) -> str:
+        """``mqtt://host:port``."""
+        return f"mqtt://{self.host}:{self.port}"
+
+
+class broker:  # noqa: N801 - used as a function: `async with ganglion.testing.broker() as ...`
+    """An asynchronous context manager that runs a broker under trio.
+
+    An exception in the body leaves the context as it is, not in an exception group.
+    """
+
+    def __init__(
+        self,
+        *,
+        users: Mapping[str, str] | None = None,
+        rules: Iterable[Rule | Mapping[str, object]] = (),
+        anonymous: bool = False,
+        limits: Limits | Mapping[str, float] | None = None,
+        sys_interval_s: float = 0.0,
+        log: Log | None = None,
+    ) -> None:
+        """Choose how the broker is.
+
+        ``users`` are names and passwords: once there are any, nothing is allowed but by
+        ``rules``, which are `Rule` objects or mappings with their fields. ``anonymous`` lets
+        clients without a user name in beside users. ``limits`` are `Limits`, or the values of those
+        that differ from the defaults. ``sys_interval_s`` is how often ``$SYS`` topics are
+        published in seconds, 0 for never. ``log`` is a structlog logger or alike; without one the
+        broker is silent. Raises `InvalidOption`.
+        """
+        exist = bool(users)
+        access = Access(_rules(rules), users_exist=exist, anonymous=anonymous or not exist)
+        self._broker = Broker(
+            log=_Silent() if log is None else log,
+            limits=_limits(limits),
+            access=access,
+            users=_users(users or {}),
+            sys_interval_s=sys_interval_s,
+        )
+        self._nursery = trio.open_nursery()
+        self._scope = trio.CancelScope()
+
+    async def __aenter__(self) -> RunningBroker:
+        """Start; the broker accepts connections when this returns."""
+        address = self._broker.listen("mqtt", Address("127.0.0.1", 0))
+        nursery = await self._nursery.__aenter__()
+        self._scope = nursery.cancel_scope
+        nursery.start_soon(self._broker.run)
+        return RunningBroker(address.host, address.port)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Stop; connections that are left are closed."""
+        self._scope.cancel()
+        try:
+            if isinstance(error, trio.Cancelled) or type(error) in _GROUPS:
+                return await self._nursery.__aexit__(kind, error, traceback)
+            await self._nursery.__aexit__(None, None, None)
+            return None
+        finally:
+            self._broker.close()
+
+
+@contextmanager
+def broker_thread(**options: Any) -> Generator[RunningBroker, None, None]:
+    """A context manager that runs a broker in a thread of its own.
+
+    ``options`` are those of `broker`. Raises `InvalidOption`, and whatever stopped the broker
+    before its time when the context is left.
+    """
+    running: list[RunningBroker] = []
+    stop: list[trio.CancelScope] = []
+    errors: list[BaseException] = []
+    token: list[trio.lowlevel.TrioToken] = []
+    started = threading.Event()
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            async with broker(**options) as address:
+                token.append(trio.lowlevel.current_trio_token())
+                stop.append(scope)
+                running.append(address)
+                started.set()
+                await trio.sleep_forever()
+
+    def run() -> None:
+        try:
+            trio.run(main)
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that uses the context
+            errors.append(error)
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=run, name="ganglion-broker", daemon=True)
+    thread.start()
+    started.wait()
+    try:
+        if running:
+            yield running[0]
+    finally:
+        if running:
+            with suppress(trio.RunFinishedError):  # it ended by itself: errors has the reason
+                token[0].run_sync_soon(stop[0].cancel)
+        thread.join(_STOP_TIMEOUT_S)
+    if errors:
+        raise errors[0]
+
+
+class _Silent:
+    def debug(self, event: str, /, **details: Any) -> None:
+        pass
+
+    def info(self, event: str, /, **details: Any) -> None:
+        pass
+
+    def warning(self, event: str, /, **details: Any) -> None:
+        pass
+
+
+def _rules(rules: Iterable[Rule | Mapping[str, object]]) -> list[Rule]:
+    made: list[Rule] = []
+    for number, rule in enumerate(rules, 1):
+        if isinstance(rule, Rule):
+            made.append(rule)
+            continue
+        parsed, wrong = parse_rules([rule])
+        if wrong:
+            words = "; ".join(f"{key.partition('.')[2]} {text}".strip() for key, text in wrong)
+            raise InvalidOption(f"rule {number}: {words}")
+        made += parsed
+    return made
+
+
+def _users(passwords: Mapping[str, str]) -> Users:
+    users = Users()
+    for name, password in passwords.items():
+        users.add(name, password)
+    return users
+
+
+def _limits(limits: Limits | Mapping[str, float] | None) -> Limits:
+    if isinstance(limits, Limits):
+        return limits
+    values: dict[str, Any] = dict(limits or {})
+    try:
+        return Limits(**values)
+    except TypeError:
+        known = Limits.__dataclass_fields__
+        unknown = ", ".join(name for name in values if name not in known)
+        raise InvalidOption(f"there is no limit {unknown}") from None

@@ -1,0 +1,1 @@
+"""Tests mirror the tree; conformance/, interop/ and faults/ stand beside the mirror."""
