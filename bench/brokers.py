@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +181,7 @@ def _program(name: str) -> str:
 
 
 @contextmanager
-def _process(name: str, words: Sequence[str], directory: Path) -> Iterator[int]:
+def _process(name: str, words: Sequence[str], directory: Path) -> Generator[int]:
     """Run a program with its output in ``log``; end it with SIGTERM, or SIGKILL if it must be."""
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -238,7 +238,7 @@ def _ganglion_ports(directory: Path) -> dict[str, int] | None:
 
 
 @contextmanager
-def _start_ganglion(directory: Path, wrapper: Sequence[str]) -> Iterator[Broker]:
+def _start_ganglion(directory: Path, wrapper: Sequence[str]) -> Generator[Broker]:
     make_certificates(directory)
     (directory / "ganglion.toml").write_text(_GANGLION)
     (directory / "users").write_text(f"{_USER}:{PasswordHasher().hash(_PASSWORD)}\n")
@@ -258,7 +258,7 @@ def _start_ganglion(directory: Path, wrapper: Sequence[str]) -> Iterator[Broker]
 
 
 @contextmanager
-def _start_mosquitto(directory: Path, *, access: bool) -> Iterator[Broker]:
+def _start_mosquitto(directory: Path, *, access: bool) -> Generator[Broker]:
     make_certificates(directory)
     for each in ("key.pem", "cert.pem", "ca.pem"):
         (directory / each).chmod(0o644)  # Mosquitto gives up root before it reads them
@@ -297,7 +297,7 @@ def _start_mosquitto(directory: Path, *, access: bool) -> Iterator[Broker]:
 
 
 @contextmanager
-def _start_nats(directory: Path, *, protocol: Literal["mqtt", "nats"]) -> Iterator[Broker]:
+def _start_nats(directory: Path, *, protocol: Literal["mqtt", "nats"]) -> Generator[Broker]:
     ports = {"mqtt": _free_port(), "nats": _free_port()}
     (directory / "nats.conf").write_text(
         f"server_name: bench\n"
@@ -320,7 +320,7 @@ BROKERS = ("ganglion", "mosquitto", "mosquitto-acl", "nats-mqtt", "nats")
 @contextmanager
 def start(
     which: str, directory: Path, *, cores: Sequence[int] = (), wrapper: Sequence[str] = ()
-) -> Iterator[Broker]:
+) -> Generator[Broker]:
     """Run one of `BROKERS` in an empty directory, and end it.
 
     `cores` are those that it may use (all). `wrapper` runs Ganglion in place of the Python

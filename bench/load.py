@@ -1,9 +1,10 @@
 """The load program `load.c`: built when it is needed, run against a broker, its answer read."""
 
 import json
+import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,13 @@ def build() -> Path:
     if compiler is None:
         raise BenchmarkError("no C compiler here; on Debian: apt install gcc libc6-dev libssl-dev")
     _BINARY.parent.mkdir(parents=True, exist_ok=True)
-    words = [compiler, "-O2", "-Wall", "-Wextra", "-o", str(_BINARY), str(_SOURCE)]
+    fresh = _BINARY.with_name(f"load-{os.getpid()}")  # two may build at the same time
+    words = [compiler, "-O2", "-Wall", "-Wextra", "-o", str(fresh), str(_SOURCE)]
     words += ["-lssl", "-lcrypto"]
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     if done.returncode:
         raise BenchmarkError(f"load.c does not compile (libssl-dev is needed):\n{done.stderr}")
+    fresh.replace(_BINARY)
     return _BINARY
 
 
@@ -121,7 +124,7 @@ def run(
 
 
 @contextmanager
-def hold(broker: Broker, options: Sequence[str]) -> Iterator[dict[str, float]]:
+def hold(broker: Broker, options: Sequence[str]) -> Generator[dict[str, float]]:
     """Make connections that only stay, such as ``--idle 10000``, and cut them at the end.
 
     Yields what the load program told when all were made: their number, and how long it took in

@@ -180,7 +180,7 @@ class BrokerProcess:
 
     def descriptors(self) -> int:
         """How many file descriptors the process has open."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
 
     def limit_descriptors(self, most: int) -> None:
         """Let the running process have at most `most` file descriptors (RLIMIT_NOFILE)."""
@@ -268,7 +268,9 @@ def start_daemon(
         if config is not None:
             (directory / "ganglion.toml").write_text(config)
             command += ["--config", str(directory / "ganglion.toml")]
-        daemon = Daemon(command, directory, {"XDG_STATE_HOME": name, "NO_COLOR": "1", **(env or {})})
+        daemon = Daemon(
+            command, directory, {"XDG_STATE_HOME": name, "NO_COLOR": "1", **(env or {})}
+        )
         try:
             daemon.wait_ready()
             yield daemon
@@ -277,7 +279,9 @@ def start_daemon(
 
 
 @contextmanager
-def mosquitto(config: str = "", *, listeners: Mapping[str, str] | None = None) -> Iterator[BrokerProcess]:
+def mosquitto(
+    config: str = "", *, listeners: Mapping[str, str] | None = None
+) -> Iterator[BrokerProcess]:
     """Run Eclipse Mosquitto for the time of the context, to prove the tests themselves.
 
     `listeners` maps a name, the key in `ports`, to the options of that listener (lines of
@@ -453,7 +457,9 @@ class RawClient:
     def _fill(self, end: float) -> None:
         left = end - time.monotonic()
         if left <= 0:
-            raise AssertionError(f"nothing came in time; so far: {bytes(self._input[:200]).hex(' ')}")
+            raise AssertionError(
+                f"nothing came in time; so far: {bytes(self._input[:200]).hex(' ')}"
+            )
         self.socket.settimeout(left)
         try:
             data = self.socket.recv(262_144)

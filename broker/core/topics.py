@@ -17,6 +17,7 @@ from ganglion.broker.core.limits import Limits
 __all__ = [
     "InvalidTopic",
     "SharedFilter",
+    "TopicLimit",
     "TopicTree",
     "check_topic_filter",
     "check_topic_name",
@@ -28,6 +29,10 @@ __all__ = [
 
 class InvalidTopic(GanglionError):
     """A topic name or filter breaks a rule or a limit; the message names it and the clause."""
+
+
+class TopicLimit(InvalidTopic):
+    """A well-formed topic name or filter is over a limit of this node; the message names it."""
 
 
 class SharedFilter(NamedTuple):
@@ -66,12 +71,12 @@ def _check_size(topic: str, what: str, limits: Limits) -> None:
         raise InvalidTopic(f"{what} contains U+0000 (4.7.3-2)")
     size = len(topic) if topic.isascii() else len(topic.encode())
     if size > limits.topic_size_max_bytes:
-        raise InvalidTopic(
+        raise TopicLimit(
             f"{what} of {size} bytes is over topic_size_max_bytes = {limits.topic_size_max_bytes}"
         )
     levels = topic.count("/") + 1
     if levels > limits.topic_levels_max:
-        raise InvalidTopic(
+        raise TopicLimit(
             f"{what} of {levels} levels is over topic_levels_max = {limits.topic_levels_max}"
         )
 

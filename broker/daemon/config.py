@@ -206,8 +206,12 @@ def load(
 
 
 def _unknown(name: str, candidates: Iterable[str] = KEYS) -> str:
-    near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.55)
-    return "is not a known key" + (f"; did you mean {near[0]}?" if near else "")
+    """The rule that an unknown name breaks, with the known name that was probably meant."""
+    table, dot, _ = name.partition(".")
+    prefix = table + dot if table in TABLES else ""  # the same table says nothing about likeness
+    known = {each.removeprefix(prefix): each for each in candidates if each.startswith(prefix)}
+    near = difflib.get_close_matches(name.removeprefix(prefix), known, n=1, cutoff=0.55)
+    return "is not a known key" + (f"; did you mean {known[near[0]]}?" if near else "")
 
 
 def _read_file(file: Path, problems: list[Problem]) -> dict[str, Raw]:

@@ -22,6 +22,7 @@ from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.timers import Timer
 from ganglion.broker.core.topics import (
     InvalidTopic,
+    TopicLimit,
     check_topic_filter,
     check_topic_name,
     has_wildcard,
@@ -58,6 +59,7 @@ from ganglion.protocols.mqtt.publishing import (
 )
 from ganglion.protocols.mqtt.reasons import (
     ALLOWED_REASONS,
+    MalformedPacket,
     MqttError,
     ProtocolViolation,
     Reason,
@@ -72,7 +74,9 @@ _NO_LIMIT = 2**31
 
 _NO_ROUTES: dict[bytes, Route] = {}  # stands for none yet: most connections never publish
 _FAST_ACKS = frozenset((0x40, 0x50, 0x62, 0x70))  # PUBACK, PUBREC, PUBREL, PUBCOMP
-_FROM_SERVER = frozenset((0, PacketType.CONNACK, PacketType.SUBACK, PacketType.UNSUBACK, 13))
+_FROM_SERVER = frozenset(
+    (PacketType.CONNACK, PacketType.SUBACK, PacketType.UNSUBACK, PacketType.PINGRESP)
+)
 
 
 class MqttConnection:
@@ -333,8 +337,8 @@ class MqttConnection:
                             tail = data[at + 2 : end]
                             message.forms = {form << 3 | first & 6: (data[pos:at], tail)}
                             count = publish(message, route, session)
-                            if is_v5 and not count:
-                                ack = _NOBODY[first] + packet_id + b"\x10"
+                            if is_v5 and not count and first == 0x32:
+                                ack = b"\x40\3" + packet_id + b"\x10"  # nobody wants it
                             if message.durable or self._acks_waiting:
                                 self._acknowledge(ack, acks, durable=True)
                             else:
@@ -447,22 +451,16 @@ class MqttConnection:
             delivery = session.inflight.get(number)
             if delivery is not None and delivery[1].qos != 2:
                 return False
-            if session.received_by_client(number) or not self._form:
-                acks.append(b"\x62\2" + packet_id)
-            else:
-                acks.append(b"\x62\3" + packet_id + b"\x92")
+            # an unknown identifier is answered alike: the client may repeat what we have forgotten
+            session.received_by_client(number)
+            acks.append(b"\x62\2" + packet_id)
         elif first == 0x62:  # PUBREL
             received = session.received
             if received is not None and number in received:
                 received.discard(number)
                 if session.is_durable():
                     self.server.node.journal.forget_received(session, number)
-                self._acknowledge(b"\x70\2" + packet_id, acks, durable=session.is_durable())
-            elif not self._form:
-                self._acknowledge(b"\x70\2" + packet_id, acks, durable=False)
-            else:
-                ack = b"\x70\3" + packet_id + b"\x92"
-                self._acknowledge(ack, acks, durable=False)
+            self._acknowledge(b"\x70\2" + packet_id, acks, durable=session.is_durable())
         else:  # PUBCOMP
             return session.completed(number)
         return True
@@ -473,10 +471,9 @@ class MqttConnection:
         """An acknowledgement with a reason or properties, or one that fits nothing."""
         number = packet.packet_id
         delivery = session.inflight.get(number)
-        known = number in session.inflight
         match packet:
             case Puback():
-                if delivery is not None and delivery[1].qos != 1:
+                if number in session.inflight and (delivery is None or delivery[1].qos != 1):
                     raise ProtocolViolation("PUBACK answers a QoS 2 message (4.3.3)")
                 session.acknowledged(number)
             case Pubrec():
@@ -486,8 +483,7 @@ class MqttConnection:
                     session.acknowledged(number)
                 else:
                     session.received_by_client(number)
-                    missing = Reason.SUCCESS if known else Reason.PACKET_IDENTIFIER_NOT_FOUND
-                    self._write(Pubrel(number, missing))
+                    self._write(Pubrel(number))
             case Pubrel():
                 acks: list[bytes] = []
                 self._on_ack(session, 0x62, number.to_bytes(2, "big"), acks)
@@ -503,9 +499,13 @@ class MqttConnection:
     def _dispatch(self, session: Session, first: int, data: bytes, start: int, end: int) -> None:
         kind = first >> 4
         if kind in _FROM_SERVER:
+            if first & 0x0F and kind in (PacketType.SUBACK, PacketType.UNSUBACK):
+                raise MalformedPacket(f"packet type {kind} has reserved flags set (MQTT-2.1.3-1)")
             raise ProtocolViolation(f"packet type {kind} is not for clients (2.1.2)")
         if kind == PacketType.CONNECT:
             raise ProtocolViolation("a second CONNECT (MQTT-3.1.0-2)")
+        if kind == PacketType.AUTH and self.authentication is None:
+            raise ProtocolViolation("AUTH without a method in CONNECT (MQTT-4.12.0-6)")
         limits = self.server.node.limits
         packet = decode(
             first,
@@ -549,8 +549,9 @@ class MqttConnection:
         topic = packet.topic
         about = expires_at = None
         if properties is not None:
-            if properties.subscription_identifiers:
-                raise ProtocolViolation("a client sends no subscription identifier (3.3.4-6)")
+            if len(properties.subscription_identifiers) > 1:
+                # MQTT-3.3.4-6 forbids even one; like Mosquitto we ignore that
+                raise ProtocolViolation("a client sends no subscription identifiers (3.3.4-6)")
             if properties.topic_alias is not None:
                 topic = self._resolve_alias(topic, properties.topic_alias)
             if properties.response_topic is not None:
@@ -565,15 +566,20 @@ class MqttConnection:
             )
         if retain and not settings.retain_available:
             raise ProtocolViolation("retain is not available", Reason.RETAIN_NOT_SUPPORTED)
+        reason, text = Reason.SUCCESS, ""
         try:
             check_topic_name(topic, node.limits)
+        except TopicLimit as error:
+            reason, text = Reason.TOPIC_NAME_INVALID, str(error)
+            node.refusals.refuse("publish", session.client, text)
         except InvalidTopic as error:
-            raise ProtocolViolation(str(error), Reason.TOPIC_NAME_INVALID) from None
+            raise MalformedPacket(str(error)) from None
         if qos == 2 and not self._is_new(session, packet.packet_id):
             self._answer_publish(packet, Reason.SUCCESS, durable=session.is_durable())
             return
         message = Message(topic, packet.payload, qos, retain, about, expires_at)
-        reason, text = self._judge(session, message)
+        if reason is Reason.SUCCESS:
+            reason, text = self._judge(session, message)
         count = 0
         if reason is Reason.SUCCESS:
             try:
@@ -584,7 +590,7 @@ class MqttConnection:
                 node.refusals.refuse("retain", client, text, topic=topic)
         if reason is not Reason.SUCCESS:
             statistics.drop("refused")
-        elif not count:
+        elif not count and qos == 1:
             reason = Reason.NO_MATCHING_SUBSCRIBERS
         if qos:
             durable = message.durable or (qos == 2 and session.is_durable())
@@ -708,6 +714,9 @@ class MqttConnection:
         topic_filter = request.topic_filter
         try:
             shared = split_shared(topic_filter)
+        except InvalidTopic as error:
+            raise ProtocolViolation(str(error)) from None
+        try:
             check_topic_filter(shared.topic_filter if shared else topic_filter, node.limits)
         except InvalidTopic as error:
             raise _SubscriptionRefused(str(error), Reason.TOPIC_FILTER_INVALID) from None
@@ -807,7 +816,11 @@ class MqttConnection:
 
     def start(self, connack: bytes) -> None:
         """Send CONNACK and then what waits for the client."""
-        if self.session is not None:
+        if self.session is None:
+            return
+        if len(connack) > self.packet_size_max:
+            self.end("CONNACK is larger than the client's Maximum Packet Size", publish_will=False)
+        else:
             self.endpoint.write(connack)
             self.server.node.statistics.other_packets_sent += 1
             self.session.resume(self)
@@ -980,7 +993,6 @@ class MqttConnection:
 
 
 _REASON_STRING_MAX = 1024
-_NOBODY = {0x32: b"\x40\3", 0x34: b"\x50\3"}
 
 
 class _SubscriptionRefused(MqttError):

@@ -349,11 +349,9 @@ class Greeting:
         connection.server.node.refusals.refuse(
             "connect", None, str(error), address=connection.endpoint.peer
         )
-        # 3.1.2.2: in a form that the client may understand
-        if error.level is not None:
-            version = V5 if error.level > V5 else V311
+        if error.level is not None:  # else it may not be MQTT at all
             connack = Connack(False, Reason.UNSUPPORTED_PROTOCOL_VERSION)
-            connection.endpoint.write(encode(connack, version))
+            connection.endpoint.write(encode(connack, V311))
         connection.end(str(error), publish_will=False)
 
     def _refuse_malformed(self, error: MqttError, data: bytes, start: int, end: int) -> None:

@@ -79,7 +79,8 @@ class broker:  # noqa: N801 - used as a function: `async with ganglion.testing.b
 
         ``users`` are names and passwords: once there are any, nothing is allowed but by
         ``rules``, which are `Rule` objects or mappings with their fields. ``anonymous`` lets
-        clients without a user name in beside users. ``limits`` are `Limits`, or the values of those
+        clients without a user name in beside users. Passwords work, SCRAM does not (its keys are
+        made by ``ganglion passwd``). ``limits`` are `Limits`, or the values of those
         that differ from the defaults. ``sys_interval_s`` is how often ``$SYS`` topics are
         published in seconds, 0 for never. ``log`` is a structlog logger or alike; without one the
         broker is silent. Raises `InvalidOption`.
@@ -192,10 +193,14 @@ def _rules(rules: Iterable[Rule | Mapping[str, object]]) -> list[Rule]:
 
 
 def _users(passwords: Mapping[str, str]) -> Users:
-    users = Users()
-    for name, password in passwords.items():
-        users.add(name, password)
-    return users
+    """Users whose hashes cost next to nothing: a test's passwords protect nothing."""
+    if not passwords:
+        return Users()
+    from argon2 import PasswordHasher  # noqa: PLC0415 - 50 ms that only tests with users pay
+
+    hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    lines = [f"{name}:{hasher.hash(password)}" for name, password in passwords.items()]
+    return Users.parse("\n".join(lines), "users")
 
 
 def _limits(limits: Limits | Mapping[str, float] | None) -> Limits:

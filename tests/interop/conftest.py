@@ -20,7 +20,7 @@ from tests.support import BrokerProcess, mosquitto, start_daemon
 
 WITH_MOSQUITTO = os.environ.get("TESTED_BROKER") == "mosquitto"
 USER = "alice"
-PASSWORD = "correct horse"  # noqa: S105 - made up for the test
+PASSWORD = "correct horse"
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,7 @@ def _queued(messages: "queue.SimpleQueue[Incoming]", deadline_s: float, who: str
 # mosquitto_pub and mosquitto_sub
 
 _MARK = "message:"
-_FORMAT = _MARK + "\t".join(("%q", "%r", "%x", "%C", "%R", "%D", "%P", "%t"))
+_FORMAT = _MARK + "%q\t%r\t%x\t%C\t%R\t%D\t%P\t%t"
 
 
 def _connection_options(
@@ -265,7 +265,9 @@ class _SubProcess(Session):
 
 def _parse_line(line: str) -> Incoming:
     qos, retain, payload, content_type, response_topic, correlation, user, topic = line.split("\t")
-    pairs = tuple((name, value) for name, _, value in (each.partition(":") for each in user.split()))
+    pairs = tuple(
+        (name, value) for name, _, value in (each.partition(":") for each in user.split())
+    )
     return Incoming(
         topic,
         bytes.fromhex(payload),
@@ -533,9 +535,7 @@ class ProgramPeer(Peer):
     ) -> None:
         """Publish by a connection of its own."""
         client_id = f"pub{next(_client_numbers)}"
-        with self.open(
-            server, client_id, version=version, user=user, password=password
-        ) as session:
+        with self.open(server, client_id, version=version, user=user, password=password) as session:
             assert isinstance(session, _ProgramSession)
             self.call(
                 "publish",
@@ -575,7 +575,7 @@ PEERS: dict[str, tuple[Peer, tuple[int, ...]]] = {
     "amqtt": (_python("amqtt"), (4,)),
     "mqttjs": (ProgramPeer("mqttjs", ["node", "peer.mjs"], _HERE / "node"), (3, 4, 5)),
 }
-"""Every foreign client with the protocol versions that it speaks (3: MQTT 3.1, 4: 3.1.1, 5: 5.0)."""
+"""Every foreign client with the protocol versions it speaks (3: MQTT 3.1, 4: 3.1.1, 5: 5.0)."""
 
 
 def require(name: str) -> None:

@@ -8,7 +8,17 @@ import itertools
 import pytest
 
 from tests.interop.conftest import PASSWORD, USER, WITH_MOSQUITTO, Certificates
-from tests.interop.peers import PEERS, Incoming, Peer, Properties, Refused, Server, Will, require
+from tests.interop.peers import (
+    PEERS,
+    Incoming,
+    Peer,
+    Properties,
+    Refused,
+    Server,
+    Session,
+    Will,
+    require,
+)
 from tests.support import BrokerProcess
 
 _VERSION_NAMES = {3: "3.1", 4: "3.1.1", 5: "5.0"}
@@ -46,7 +56,9 @@ def _client_id() -> str:
 @every_client
 @pytest.mark.parametrize("subscribed", [0, 1, 2])
 @pytest.mark.parametrize("published", [0, 1, 2])
-def test_round_trip(name: str, version: int, server: Server, published: int, subscribed: int) -> None:
+def test_round_trip(
+    name: str, version: int, server: Server, published: int, subscribed: int
+) -> None:
     """A message arrives once, unaltered, with the lower of both QoS (MQTT 5, 3.8.4-8)."""
     peer, topic = _peer(name), _topic()
     with peer.open(server, _client_id(), [(topic, subscribed)], version=version) as session:
@@ -95,11 +107,16 @@ def test_will(name: str, version: int, server: Server, qos: int) -> None:
 
 
 @every_client
-def test_no_will_after_disconnect(name: str, version: int, server: Server) -> None:
-    """A client that leaves with DISCONNECT leaves no will (MQTT 5, 3.14.4-3)."""
+def test_will_and_disconnect(name: str, version: int, server: Server) -> None:
+    """A client that leaves with DISCONNECT leaves no will (MQTT 5, 3.14.4-3), unless it asks.
+
+    mosquitto_sub asks for it: in MQTT 5 it leaves with reason code 0x04 (3.14.2.1).
+    """
     peer, topic = _peer(name), _topic("will")
     with peer.open(server, _client_id(), [(topic, 2)], version=version) as witness:
         peer.open(server, _client_id(), version=version, will=Will(topic, b"lost")).close()
+        if (name, version) == ("mosquitto", 5):
+            assert witness.receive().payload == b"lost"
         peer.publish(server, topic, b"after", version=version)
         assert witness.receive().payload == b"after"
 
@@ -131,12 +148,9 @@ def test_offline_queue(name: str, version: int, server: Server) -> None:
     with peer.open(server, client_id, again, version=version, clean=False) as second:
         assert second.present is not False or version == 3
         came = [second.receive() for _ in range(4)]
-        assert [(each.payload, each.qos) for each in came] == [
-            (b"0", 1),
-            (b"1", 2),
-            (b"2", 1),
-            (b"3", 2),
-        ]
+        # A library hands over a QoS 2 message at its PUBREL, so the order shows in each QoS alone.
+        assert [each.payload for each in came if each.qos == 1] == [b"0", b"2"]
+        assert [each.payload for each in came if each.qos == 2] == [b"1", b"3"]
         peer.publish(server, topic, b"live", version=version, qos=1)
         assert second.receive().payload == b"live"
     # A clean start forgets the session (3.1.2-4).
@@ -147,26 +161,28 @@ def test_offline_queue(name: str, version: int, server: Server) -> None:
 @every_client_of_5
 def test_shared_subscription(name: str, version: int, server: Server) -> None:
     """Each message for a shared subscription goes to one member, and no member starves (4.8.2)."""
-    peer, topic = _peer(name), _topic()
-    shared = [(f"$share/group/{topic}", 1)]
+    peer, topic, end = _peer(name), _topic(), _topic("end")
+    filters = [(f"$share/group/{topic}", 1), (end, 1)]
     with (
-        peer.open(server, _client_id(), shared, version=version) as one,
-        peer.open(server, _client_id(), shared, version=version) as other,
-        peer.open(server, _client_id(), [(topic, 1)], version=version) as witness,
+        peer.open(server, _client_id(), filters, version=version) as one,
+        peer.open(server, _client_id(), filters, version=version) as other,
     ):
-        for number in range(8):
-            peer.publish(server, topic, b"%d" % number, version=version, qos=1)
-        everything = [witness.receive().payload for _ in range(8)]
-        first_of_each = [one.receive().payload, other.receive().payload]
-        # Markers sent to each member alone show that no message came to both.
-        rest: list[bytes] = []
-        for member in (one, other):
-            while len(rest) + 2 < 8:
-                try:
-                    rest.append(member.receive(deadline_s=0.5).payload)
-                except AssertionError:
-                    break
-        assert sorted(first_of_each + rest) == everything
+        sent = [b"%d" % number for number in range(8)]
+        for payload in sent:
+            peer.publish(server, topic, payload, version=version, qos=1)
+        peer.publish(server, end, b"", version=version, qos=1)
+        shares = [_up_to(end, member) for member in (one, other)]
+        assert sorted(shares[0] + shares[1]) == sent
+        assert all(shares)
+        assert all(share == sorted(share) for share in shares)
+
+
+def _up_to(end: str, session: Session) -> list[bytes]:
+    """The payloads that a session receives before a message on the topic `end`."""
+    payloads: list[bytes] = []
+    while (message := session.receive()).topic != end:
+        payloads.append(message.payload)
+    return payloads
 
 
 @every_client_of_5
@@ -268,7 +284,12 @@ def test_refusal(
     peer = _peer(name)
     with pytest.raises(Refused) as refusal:
         peer.open(
-            users_server, _client_id(), [("interop", 0)], version=version, user=user, password=password
+            users_server,
+            _client_id(),
+            [("interop", 0)],
+            version=version,
+            user=user,
+            password=password,
         )
     nobody = {5, 0x87} if version != 5 else {0x87}
     wrong = {4, 0x86} if version != 5 else {0x86}

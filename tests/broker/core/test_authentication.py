@@ -272,10 +272,19 @@ class TestPasswords:
         assert not users.verify("eve", b"x")
         assert runs == ["$argon2id$v=19$m=8,t=1,p=1"] * 2
 
-    @pytest.mark.slow
-    def test_no_users_at_all(self) -> None:
+    def test_no_users_at_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """With nobody in the file a password is still compared, at today's cost, and wrong."""
+        compared: list[str] = []
+        real = authentication._verify_argon2
+
+        def counting(encoded: str, password: bytes) -> bool:
+            compared.append(encoded)
+            return real(encoded, password)
+
+        monkeypatch.setattr(authentication, "_verify_argon2", counting)
         assert not Users.parse("", "users").verify("eve", b"x")
+        (encoded,) = compared
+        assert not authentication._hasher().check_needs_rehash(encoded)
 
     def test_answers_are_remembered(self) -> None:
         """`verify_cached` knows what `verify` answered, for exactly this name and password."""

@@ -47,7 +47,7 @@ class AiomqttSession:
     async def abort(self) -> None:
         """Break the connection below the library, which has no call for that."""
         connection = self.client._client.socket()
-        assert connection is not None
+        assert isinstance(connection, socket.socket)
         connection.shutdown(socket.SHUT_RDWR)
         await self._end_reader()
         with contextlib.suppress(aiomqtt.MqttError):
@@ -85,7 +85,7 @@ class Aiomqtt:
             properties=properties,
             tls_params=tls,
             will=will,
-            timeout=10,
+            timeout=5,  # it does not see that TLS fails, and waits so long for CONNACK
         )
         try:
             await client.__aenter__()

@@ -5,7 +5,7 @@ import socket
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -74,7 +74,7 @@ class PahoSession:
     async def abort(self) -> None:
         """Break the connection."""
         connection = self.client.socket()
-        assert connection is not None
+        assert isinstance(connection, socket.socket)
         connection.shutdown(socket.SHUT_RDWR)
         await asyncio.to_thread(self.client.loop_stop)
 
@@ -90,7 +90,7 @@ class Paho:
             CallbackAPIVersion.VERSION2,
             client_id=request["client_id"],
             clean_session=None if version == 5 else request["clean"],
-            protocol=paho.MQTTProtocolVersion(version),
+            protocol=MQTTProtocolVersion(version),
             reconnect_on_failure=False,
         )
         if request["user"] is not None:
@@ -141,7 +141,7 @@ class Paho:
         def on_message(_client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
             deliver(
                 message.topic,
-                message.payload,
+                bytes(message.payload),
                 message.qos,
                 message.retain,
                 received_properties(message.properties),

@@ -39,9 +39,8 @@ def corpus() -> tuple[bytes, ...]:
     """The packets of our own vectors: something of every type."""
     found: list[bytes] = []
     for path in sorted((Path(__file__).parent / "vectors").glob("*.json")):
-        for vector in json.loads(path.read_text()):
-            if "packet" in vector:
-                found.append(bytes.fromhex(vector["bytes"]))
+        vectors = json.loads(path.read_text())
+        found += [bytes.fromhex(each["bytes"]) for each in vectors if "packet" in each]
     return tuple(found)
 
 

@@ -123,7 +123,10 @@ def test_table_is_the_specification() -> None:
     """Identifiers, names and places are those of table 2-4 of the specification."""
     assert len(PROPERTY_TABLE) == 27
     assert {row.attribute: (row.identifier, row.packets) for row in PROPERTY_TABLE} == {
-        attribute: (identifier, {place for initial in places for place in INITIALS[initial]})
+        attribute: (
+            identifier,
+            frozenset(place for initial in places for place in INITIALS[initial]),
+        )
         for attribute, (identifier, places) in SPECIFICATION.items()
     }
 
