@@ -134,10 +134,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--exact", action="store_true", help="cProfile even when py-spy is here")
     parser.add_argument("--native", action="store_true", help="with frames of C code (py-spy)")
     wanted = parser.parse_args(arguments)
-    variants = scenarios[wanted.scenario].variants
-    if not 0 <= wanted.variant < len(variants):
-        parser.error(f"{wanted.scenario} has the variants 0 to {len(variants) - 1}")
-    variant = variants[wanted.variant]
+    name: str = wanted.scenario
+    index: int = wanted.variant
+    variants = scenarios[name].variants
+    if not 0 <= index < len(variants):
+        parser.error(f"{name} has the variants 0 to {len(variants) - 1}")
+    variant = variants[index]
     spy = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     raise_file_limit()
     try:

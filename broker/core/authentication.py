@@ -514,7 +514,7 @@ _DIGEST_SIZE_BYTES = hashlib.sha256().digest_size
 _GS2_HEADER = "n,,"  # no channel binding, no other identity
 
 # The least that OWASP recommends for Argon2id. argon2-cffi's defaults were measured at 220 ms of
-# processor time where this takes 35 ms: a fleet that reconnects to a restarted node waits for it.
+# processor time where this takes 30 ms: a fleet that reconnects to a restarted node waits for it.
 _ARGON2_PASSES = 2
 _ARGON2_MEMORY_KIB = 19 * 1024
 _ARGON2_LANES = 1

@@ -1,9 +1,9 @@
 """The open batch: what has changed since the last commit, and what may happen once it is durable.
 
 The core changes its memory at once, records the change here, and registers what the outside may see
-of it (an acknowledgement, a delivery) with `after_commit`. `flush`, called at the end of every tick,
-hands the batch to the store; effects run in the order in which they were registered when the store
-reports it durable (DESIGN rule: nothing leaves before it is durable).
+of it (an acknowledgement, a delivery) with `after_commit`. `flush`, called at the end of every
+tick, hands the batch to the store; effects run in the order in which they were registered when the
+store reports it durable (DESIGN rule: nothing leaves before it is durable).
 """
 
 from collections import deque

@@ -1,8 +1,8 @@
 """What is recorded of sessions and retained messages, and how it is read back at the start.
 
 Every durable change of the core goes through one method here, which records it in the open batch
-(`Commits`). `read_sessions` and `read_retained` turn the committed records back into objects. Times are
-recorded as seconds of the wall clock, since the monotonic clock does not survive a restart.
+(`Commits`). `read_sessions` and `read_retained` turn the committed records back into objects. Times
+are recorded as seconds of the wall clock, since the monotonic clock does not survive a restart.
 """
 
 from collections.abc import Iterator

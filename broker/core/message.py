@@ -1,9 +1,9 @@
 """A message: what was published, the same whatever protocol brought it or takes it away.
 
-A `Message` does not change once it is routed, so that all its receivers share it and every wire form
-is encoded once (`Message.forms` belongs to the protocols and is keyed by them). What differs from
-one subscription to another (the QoS, the retain flag, subscription identifiers) is in its `Terms`,
-made once per route; a delivery is the pair of both.
+A `Message` does not change once it is routed, so that all its receivers share it and every wire
+form is encoded once (`Message.forms` belongs to the protocols and is keyed by them). What differs
+from one subscription to another (the QoS, the retain flag, subscription identifiers) is in its
+`Terms`, made once per route; a delivery is the pair of both.
 """
 
 from dataclasses import dataclass

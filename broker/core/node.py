@@ -1,8 +1,8 @@
 """The node: sessions, subscriptions, retained messages and routing put together.
 
-Everything here is synchronous and free of I/O. Connections of any protocol call a `Node`; it calls them
-back as the `Sink` of a session. What time it is, its `Timers` say; when a tick is over, `flush`
-commits what has been recorded.
+Everything here is synchronous and free of I/O. Connections of any protocol call a `Node`; it calls
+them back as the `Sink` of a session. What time it is, its `Timers` say; when a tick is over,
+`flush` commits what has been recorded.
 """
 
 from collections.abc import Container

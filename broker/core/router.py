@@ -1,11 +1,11 @@
 """Who gets a message: the subscription trie and the cache of routes.
 
-Exact filters are found in one dict; filters with wildcards in a trie of levels. What a topic leads to is
-kept as a `Route`: the sessions with a matching subscription, each once with the terms of all its
-matching subscriptions together (MQTT 5.0 section 3.3.4), and the shared subscriptions. A `Route` stays
-valid until a subscription that matches its topic comes, changes or goes, or the rules of access
-change; connections keep routes of their own and look only at `Route.valid`. Cached routes stand in a
-`TopicTree`, so that a new filter invalidates just those that it matches.
+Exact filters are found in one dict; filters with wildcards in a trie of levels. What a topic leads
+to is kept as a `Route`: the sessions with a matching subscription, each once with the terms of all
+its matching subscriptions together (MQTT 5.0 section 3.3.4), and the shared subscriptions. A
+`Route` stays valid until a subscription that matches its topic comes, changes or goes, or the rules
+of access change; connections keep routes of their own and look only at `Route.valid`. Cached routes
+stand in a `TopicTree`, so that a new filter invalidates just those that it matches.
 """
 
 from collections.abc import Callable, Iterator
@@ -126,8 +126,8 @@ class SharedGroup:
     ) -> bool:
         """Give the message to one member; False when there is none that may have it.
 
-        Members take turns. First asked are those that can take it now, then those that are connected,
-        then those whose durable session waits for them. `leaving` is passed over.
+        Members take turns. First asked are those that can take it now, then those that are
+        connected, then those whose durable session waits for them. `leaving` is passed over.
         """
         members = self.members
         count = len(members)

@@ -1,9 +1,10 @@
 """A client's state: its subscriptions, what waits for it, what is on the way to it.
 
-A session outlives its connection when its expiry interval is above zero (MQTT 5.0 section 4.1). While a
-connection is there it is the session's `Sink`. Messages above QoS 0 get a packet identifier when they are
-sent, as many at a time as the window allows (section 4.9), and wait in order behind it. A session that
-outlives its connection is durable: what is queued for it is recorded, and sent only after the commit.
+A session outlives its connection when its expiry interval is above zero (MQTT 5.0 section 4.1).
+While a connection is there it is the session's `Sink`. Messages above QoS 0 get a packet identifier
+when they are sent, as many at a time as the window allows (section 4.9), and wait in order behind
+it. A session that outlives its connection is durable: what is queued for it is recorded, and sent
+only after the commit.
 """
 
 from collections import deque

@@ -1,8 +1,8 @@
 """Deadlines on a clock that somebody else owns.
 
 `Timers` is a heap of (time, callback). It never looks at a clock: the reactor (or a test) says what
-time it is with `run`, and asks `next_deadline` how long it may sleep. Cancelling is lazy: a cancelled
-timer stays in the heap until its time comes or until cancelled ones are the majority.
+time it is with `run`, and asks `next_deadline` how long it may sleep. Cancelling is lazy: a
+cancelled timer stays in the heap until its time comes or until cancelled ones are the majority.
 """
 
 from collections.abc import Callable

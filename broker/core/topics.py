@@ -1,8 +1,8 @@
 """Topic names and topic filters: what is valid, what matches what (MQTT 5.0 section 4.7).
 
 A topic name is a UTF-8 string of levels joined by ``/``. A topic filter is the same with ``+`` for
-exactly one level and, as its last level, ``#`` for the parent and everything below it. A filter that
-begins with a wildcard does not match a name that begins with ``$`` (4.7.2).
+exactly one level and, as its last level, ``#`` for the parent and everything below it. A filter
+that begins with a wildcard does not match a name that begins with ``$`` (4.7.2).
 
 `TopicTree` keeps values by topic name and finds those that a filter matches without looking at the
 others: retained messages and cached routes are looked up in one.

@@ -1,7 +1,8 @@
 """Where durable state is kept: an ordered key-value store that takes atomic, numbered batches.
 
 The core sees only this interface. It records what changes in a `Batch`, hands the batch over with
-`Store.commit`, and lets nothing leave (acknowledgements, deliveries) before the store has called back.
+`Store.commit`, and lets nothing leave (acknowledgements, deliveries) before the store has called
+back.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,14 +1,14 @@
 """One MQTT connection, sans-I/O: bytes in, bytes and calls of the node out.
 
-States: waiting for CONNECT (`Greeting` has it until CONNACK is sent), connected, closed. A connection
-is the `Sink` of its session. Every way to an end goes through `_end`, which tells the node once
-whether the will is to be sent.
+States: waiting for CONNECT (`Greeting` has it until CONNACK is sent), connected, closed. A
+connection is the `Sink` of its session. Every way to an end goes through `_end`, which tells the
+node once whether the will is to be sent.
 
-The data path. PUBLISH without properties and the acknowledgements are parsed here by index, everything
-else by `codec.decode`. A run of QoS 0 packets of equal topic and length is passed on as the one slice of the
-input that it is: for a receiver of the same wire form the packet that came is the packet that goes. So the
-cost is per run and receiver, not per message (measured 1→1, 64 B: 1.1M msg/s where each packet
-parsed by itself gave 480k).
+The data path. PUBLISH without properties and the acknowledgements are parsed here by index,
+everything else by `codec.decode`. A run of QoS 0 packets of equal topic and length is passed on as
+the one slice of the input that it is: for a receiver of the same wire form the packet that came is
+the packet that goes. So the cost is per run and receiver, not per message (measured 1→1, 64 B: 1.1M
+msg/s where each packet parsed by itself gave 480k).
 """
 
 from functools import partial
@@ -925,8 +925,8 @@ class MqttConnection:
 
     def taken_over(self) -> None:
         """Another connection has opened the session (MQTT-3.1.4-3)."""
-        self.session = None
-        self._say_goodbye(Reason.SESSION_TAKEN_OVER, "another connection has this client identifier")
+        self.session = None self._say_goodbye(Reason.SESSION_TAKEN_OVER, "another connection has
+        this client identifier")
 
     def expel(self, rule: str) -> None:
         """The client may not be connected any more."""

@@ -1,8 +1,8 @@
 """From the first byte to CONNACK: who the client is and what its session is (MQTT 5.0, 3.1 and 3.2).
 
-A `Greeting` lives only until the client is connected, so that an idle connection does not carry it. It
-judges CONNECT, authenticates (password, client certificate, or an exchange of AUTH packets, section
-4.12), opens the session and sends CONNACK.
+A `Greeting` lives only until the client is connected, so that an idle connection does not carry it.
+It judges CONNECT, authenticates (password, client certificate, or an exchange of AUTH packets,
+section 4.12), opens the session and sends CONNACK.
 """
 
 from dataclasses import dataclass
@@ -205,7 +205,10 @@ class Greeting:
         self._step(self._authentication, properties.authentication_data or b"")
 
     def _on_auth(self, first: int, data: bytes, start: int, end: int, connect: Connect) -> None:
-        packet = decode(first, data, start, end, connect.version)
+        limits = self._connection.server.node.limits
+        packet = decode(
+            first, data, start, end, connect.version, limits.properties_per_packet_max
+        )
         if isinstance(packet, Disconnect):
             self._connection.end("disconnected before it was connected", publish_will=False)
             return

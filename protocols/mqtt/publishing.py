@@ -1,9 +1,9 @@
 """PUBLISH packets to clients: the wire forms of a message (MQTT 5.0 section 3.3).
 
-A message is encoded once per wire form and shared by all clients that take that form. A form is what
-comes before and after the packet identifier, so that QoS 1 and 2 add only two bytes to it. Only what
-differs from client to client (topic aliases, subscription identifiers, a remaining expiry interval)
-is encoded for one client alone.
+A message is encoded once per wire form and shared by all clients that take that form. A form is
+what comes before and after the packet identifier, so that QoS 1 and 2 add only two bytes to it.
+Only what differs from client to client (topic aliases, subscription identifiers, a remaining expiry
+interval) is encoded for one client alone.
 """
 
 from math import ceil
