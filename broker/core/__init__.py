@@ -1,1 +1,1 @@
-"""What messages mean: topics, subscriptions, sessions, access. No I/O, no protocol, no clock of its own."""
+"""What messages mean: topics, subscriptions, sessions, access. No I/O, no clock of its own."""

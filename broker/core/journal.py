@@ -54,7 +54,7 @@ class Journal:
     # -- sessions --------------------------------------------------------------------------------
 
     def put_session(self, session: "Session", ends_at: float | None) -> None:
-        """Record the session; it expires at `ends_at` (monotonic), or None while it is connected."""
+        """Record the session; it expires at `ends_at` (monotonic), None while it is connected."""
         client = session.client
         ends = None if ends_at is None else ends_at + self._offset_s
         value = [client.user, client.address, client.certificate, session.expiry_s, ends]
@@ -179,7 +179,7 @@ class Journal:
             self.retained.set(self._decode(value))
 
     def read_sessions(self) -> Iterator[tuple[str, Client, int, float | None]]:
-        """Every recorded session: client identifier, client, expiry and when it ends (monotonic)."""
+        """Every recorded session: client identifier, client, expiry, when it ends (monotonic)."""
         for key, value in self._store.scan(Kind.SESSION):
             user, address, certificate, expiry_s, ends = msgpack.unpackb(value)
             client = Client(key.decode(), user, address, certificate)

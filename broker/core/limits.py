@@ -113,4 +113,6 @@ class Limits:
 
 def describe_limits(limits: Limits) -> list[tuple[str, int | float, str]]:
     """Name, value and reason of every limit, in the order of declaration."""
-    return [(each.name, getattr(limits, each.name), each.metadata["why"]) for each in fields(limits)]
+    return [
+        (each.name, getattr(limits, each.name), each.metadata["why"]) for each in fields(limits)
+    ]

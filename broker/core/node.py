@@ -181,7 +181,7 @@ class Node:
                 self._send_will(session)
             # else: it is sent at the session's end, which comes first
 
-    def _send_delayed_will(self, session: Session, now: float) -> None:
+    def _send_delayed_will(self, session: Session, _now: float) -> None:
         session.will_timer = None
         self._send_will(session)
 
@@ -200,7 +200,7 @@ class Node:
         except LimitReached as error:
             self.refusals.refuse("retain will", client, str(error), topic=message.topic)
 
-    def _expire(self, session: Session, now: float) -> None:
+    def _expire(self, session: Session, _now: float) -> None:
         session.timer = None
         self.statistics.clients_expired += 1
         self._end_session(session)

@@ -10,7 +10,7 @@ __all__ = ["Retained"]
 
 
 class Retained:
-    """Retained messages by topic, within `Limits.retained_messages_max` and `retained_bytes_max`."""
+    """Retained messages by topic, within `retained_messages_max` and `retained_bytes_max`."""
 
     def __init__(self) -> None:
         self._messages: dict[str, Message] = {}

@@ -25,7 +25,7 @@ NEVER_EXPIRES = 0xFFFF_FFFF
 """A session expiry interval that means what it says (MQTT 5.0 section 3.1.2.11.2)."""
 
 RELEASED = None
-"""In `Session.inflight`: the QoS 2 message was received (PUBREC) and released; PUBCOMP is awaited."""
+"""In `Session.inflight`: the QoS 2 message was received (PUBREC); PUBCOMP is awaited."""
 
 
 class Sink(Protocol):

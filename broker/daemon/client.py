@@ -29,6 +29,7 @@ from ganglion.protocols.mqtt.packets import (
     Connect,
     Disconnect,
     Packet,
+    PacketType,
     Pingreq,
     Pingresp,
     Puback,
@@ -190,6 +191,7 @@ class MqttClient:
         self._packet_ids = itertools.cycle(range(1, 65_536))
         self._pings_unanswered = 0
         self._window = _WINDOW
+        self._is_connected = False
         deadline = time.monotonic() + timeout_s
         self._socket = _open(target, tls, timeout_s)
         self._sent_s = time.monotonic()
@@ -298,6 +300,7 @@ class MqttClient:
                 reason = _RETURN_CODES.get(reason, reason)
             text = None if answer.properties is None else answer.properties.reason_string
             raise Refused(f"connection to {target} refused", reason, text)
+        self._is_connected = True
         if answer.properties is not None:
             properties = answer.properties
             if properties.receive_maximum is not None:
@@ -350,6 +353,9 @@ class MqttClient:
 
     def _take_packets(self) -> None:
         data, position = bytes(self._received), 0
+        if not self._is_connected and data[0] >> 4 != PacketType.CONNACK:
+            # Said now: what another protocol sends may look like the begin of a long packet.
+            raise ConnectionLost("this is no MQTT broker: its answer is not CONNACK")
         try:
             while (header := read_header(data, position, self._version)) is not None:
                 first, start, end = header

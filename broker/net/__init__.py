@@ -27,7 +27,7 @@ class Endpoint(Interface):
     """One connection, as its protocol sees it."""
 
     congested: bool
-    """More than `Limits.output_buffer_max_bytes` waits to be sent; `Protocol.writable` tells the end."""
+    """More than `Limits.output_buffer_max_bytes` waits; `Protocol.writable` tells the end."""
 
     @property
     def peer(self) -> str:
@@ -44,7 +44,7 @@ class Endpoint(Interface):
         ...
 
     def offer(self, data: bytes, count: int) -> None:
-        """Like `write` for `count` transient messages, which are dropped and counted if congested."""
+        """Like `write` for `count` transient messages, dropped and counted if congested."""
         ...
 
     def close(self, reason: str, *, linger: bool = False) -> None:

@@ -76,4 +76,4 @@ def _port(port: str, text: str) -> int:
 
 def plain_ip(host: str) -> str:
     """An IPv4 address that came through an IPv6 socket as the IPv4 address that it is."""
-    return host[7:] if host.startswith("::ffff:") else host
+    return host.removeprefix("::ffff:")

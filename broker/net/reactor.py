@@ -32,10 +32,10 @@ from ganglion.broker.net import Protocol
 from ganglion.broker.net.addresses import Address, plain_ip
 from ganglion.broker.net.tls import TlsContext, TlsLayer
 
-__all__ = ["CannotListen", "Listener", "Reactor"]
+__all__ = ["CannotListen", "Listener", "Reactor", "SocketEndpoint"]
 
-# One recv allocates what it asks for: up to 64 KiB costs the same as a small one, 256 KiB five times as
-# much. A recv that comes back full is repeated, so a tick takes at most 256 KiB from an endpoint.
+# One recv allocates what it asks for: up to 64 KiB costs the same as a small one, 256 KiB five
+# times as much. A recv that comes back full is repeated, so a tick takes at most 256 KiB from an endpoint.
 _RECV_SIZE = 65_536
 _RECVS_PER_TICK = 4
 _EVENTS_PER_POLL = 1024
@@ -596,7 +596,7 @@ class Reactor:
                 turn_at = monotonic() + _TRIO_TURN_EVERY_S
 
     def tick(self, events: list[tuple[int, int]], now: float) -> None:
-        """Handle these events of the inner epoll, whatever is due, and send what there is to send."""
+        """Handle these events of the inner epoll and whatever is due; send what there is."""
         timers = self.timers
         timers.now = now
         endpoints = self.endpoints

@@ -167,11 +167,11 @@ class MqttConnection:
             limits = self.server.node.limits
             if limits.receive_messages_per_s_max or limits.receive_bytes_per_s_max:
                 received = self.server.node.statistics.publish_received
-                pos = self._read_packets(session, data, pos, now)
+                pos = self._read_packets(session, data, pos)
                 received = self.server.node.statistics.publish_received - received
                 self._keep_rate(received, len(data), now)
             else:
-                pos = self._read_packets(session, data, pos, now)
+                pos = self._read_packets(session, data, pos)
         if pos < len(data) and not self.is_closed:
             self._keep(data, pos)
 
@@ -245,7 +245,7 @@ class MqttConnection:
         refusals.refuse("connect", None, str(error), address=self.endpoint.peer)
         self.end(str(error), publish_will=False)
 
-    def _read_packets(self, session: Session, data: bytes, pos: int, now: float) -> int:
+    def _read_packets(self, session: Session, data: bytes, pos: int) -> int:
         """Read every whole packet from `pos` on; the position after them."""
         node = self.server.node
         limit = node.limits.packet_size_max_bytes
@@ -381,7 +381,7 @@ class MqttConnection:
         return pos
 
     def _renew(self, route: Route) -> Route:
-        """The route of the same topic as it is now; the client is still allowed to publish there."""
+        """The route of the same topic as it is now; the client still may publish there."""
         renewed = self.server.node.router.route(route.topic)
         self._routes[route.topic.encode()] = renewed
         return renewed
@@ -843,7 +843,7 @@ class MqttConnection:
                 )
             )
 
-    def _no_connect(self, now: float) -> None:
+    def _no_connect(self, _now: float) -> None:
         if self._greeting is not None:
             self._refuse_greeting(
                 ProtocolViolation("no CONNECT within connect_timeout_s", Reason.PROTOCOL_ERROR)
@@ -900,7 +900,7 @@ class MqttConnection:
         return True
 
     def _encode_alone(self, message: Message, terms: Terms) -> tuple[bytes, bytes]:
-        """The wire form for this client only; its topic becomes an alias if the client takes them."""
+        """The wire form for this client only, with a topic alias if the client takes them."""
         now = self.server.node.timers.now
         alias_max = self._aliases_out_max
         if not alias_max or (terms.qos == 0 and self.endpoint.congested):
@@ -925,8 +925,10 @@ class MqttConnection:
 
     def taken_over(self) -> None:
         """Another connection has opened the session (MQTT-3.1.4-3)."""
-        self.session = None self._say_goodbye(Reason.SESSION_TAKEN_OVER, "another connection has
-        this client identifier")
+        self.session = None
+        self._say_goodbye(
+            Reason.SESSION_TAKEN_OVER, "another connection has this client identifier"
+        )
 
     def expel(self, rule: str) -> None:
         """The client may not be connected any more."""

@@ -1,4 +1,4 @@
-"""From the first byte to CONNACK: who the client is and what its session is (MQTT 5.0, 3.1 and 3.2).
+"""From the first byte to CONNACK: who the client is and what its session is (MQTT 5.0, 3.1, 3.2).
 
 A `Greeting` lives only until the client is connected, so that an idle connection does not carry it.
 It judges CONNECT, authenticates (password, client certificate, or an exchange of AUTH packets,
@@ -84,7 +84,7 @@ class Greeting:
         except _Refused as error:
             self._refuse(error.reason, str(error), error.action)
         except MqttError as error:
-            self._refuse_malformed(error, data, start, end)
+            self._refuse_malformed(error, data, start)
 
     # -- CONNECT ---------------------------------------------------------------------------------
 
@@ -183,11 +183,8 @@ class Greeting:
             if is_right:
                 self._accept(user)
             else:
-                raise _Refused(
-                    "the user name or password is wrong",
-                    Reason.BAD_USER_NAME_OR_PASSWORD,
-                    "authenticate",
-                )
+                text = "the user name or password is wrong"
+                self._refuse(Reason.BAD_USER_NAME_OR_PASSWORD, text, "authenticate")
         except _Refused as error:
             self._refuse(error.reason, str(error), error.action)
         if was_waiting:
@@ -357,14 +354,14 @@ class Greeting:
             connection.endpoint.write(encode(connack, V311))
         connection.end(str(error), publish_will=False)
 
-    def _refuse_malformed(self, error: MqttError, data: bytes, start: int, end: int) -> None:
+    def _refuse_malformed(self, error: MqttError, data: bytes, start: int) -> None:
         """A CONNECT that breaks the protocol: MQTT 5.0 has an answer to that, 3.x has none."""
         connection = self._connection
         connection.server.node.refusals.refuse(
             "connect", None, str(error), address=connection.endpoint.peer
         )
         is_first = self._connect is None
-        if is_first and data[start : start + 7] == b"\0\4MQTT\5" or connection.version == V5:
+        if connection.version == V5 or (is_first and data[start : start + 7] == b"\0\4MQTT\5"):
             properties = connection.reason_string(str(error))
             connack = Connack(False, error.reason, properties)
             connection.endpoint.write(encode(connack, V5))

@@ -22,7 +22,7 @@ class Authenticator(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MqttSettings:
-    """What a node offers over MQTT; what it does not is announced in CONNACK (MQTT 5.0, 3.2.2.3)."""
+    """What a node offers over MQTT; what it does not, CONNACK announces (MQTT 5.0, 3.2.2.3)."""
 
     maximum_qos: int = 2
     """A PUBLISH above is refused with 0x9B; subscriptions are granted at most this."""
@@ -46,7 +46,7 @@ class MqttServer:
         authenticator: Authenticator | None = None,
         mechanisms: Mapping[str, Callable[[], Mechanism]] | None = None,
     ) -> None:
-        """Without `authenticator` nobody needs a password; `mechanisms` are those for AUTH, by name."""
+        """Without `authenticator` nobody needs a password; `mechanisms` for AUTH are by name."""
         self.node = node
         self.settings = settings or MqttSettings()
         self.authenticator = authenticator

@@ -50,7 +50,7 @@ def take(client: MqttClient, count: int) -> list[Publish]:
 
 @contextmanager
 def script(*steps: Packet | bytes | None) -> Generator[Target, None, None]:
-    """A broker that answers the n-th packet with the n-th step, then closes.
+    """A broker that answers the n-th packet with the n-th step; without steps it closes at once.
 
     None answers nothing to that packet. The errors of its thread come out of the context.
     """
@@ -76,6 +76,8 @@ def script(*steps: Packet | bytes | None) -> Generator[Target, None, None]:
             data = data[header[2] :]
             if step is not None:
                 connection.sendall(step if isinstance(step, bytes) else encode(step, V5))
+        while steps and connection.recv(65_536):
+            pass  # until the client closes
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(10)
@@ -215,14 +217,20 @@ def test_the_reason_of_a_disconnect_is_told() -> None:
         client.close()
 
 
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak MQTT"), (b"\x00\x00", "does not speak")],
-)
-def test_what_is_no_mqtt_is_told(answer: bytes, words: str) -> None:
-    """A web server on the port, or garbage, is named as what it is."""
-    with script(answer) as target, pytest.raises(ConnectionLost, match=words):
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00", b"\xc0\x00"])
+def test_what_is_no_broker_is_told(answer: bytes) -> None:
+    """A web server on the port, or garbage, is named at once, without waiting for more of it."""
+    with script(answer) as target, pytest.raises(ConnectionLost, match="no MQTT broker"):
         MqttClient(target)
+
+
+def test_a_broken_packet_is_told() -> None:
+    """What MQTT does not allow ends the connection, and the error says what it was."""
+    with script(Connack(False), b"\xd0\x01\x00") as target:
+        client = MqttClient(target)
+        with pytest.raises(ConnectionLost, match="does not speak MQTT"):
+            client.ping()
+        client.close()
 
 
 def test_a_broker_that_closes_is_told() -> None:
