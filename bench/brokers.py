@@ -31,7 +31,6 @@ __all__ = [
     "BROKERS",
     "BenchmarkError",
     "Broker",
-    "cpu_seconds",
     "make_certificates",
     "raise_file_limit",
     "resident_bytes",
@@ -142,12 +141,6 @@ def resident_bytes(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     raise BenchmarkError(f"process {pid} has no memory; it has ended")
-
-
-def cpu_seconds(pid: int) -> float:
-    """The processor time that all threads of a process have used so far, in seconds."""
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def raise_file_limit() -> None:

@@ -20,6 +20,7 @@
  *
  * One JSON object comes out, on one line. `load_cpu` is this program's own share of a core while it
  * measured: near 1 it is this program that was the limit, and the broker may be faster than shown.
+ * `broker_cpu` is the same of the broker, if it was said which process that is.
  * Exit status: 0 when all went well, 2 with a message when not, 3 when idle connections were cut.
  */
 #define _GNU_SOURCE
@@ -95,7 +96,7 @@ struct connection {
 
 static struct {
     const char *host, *user, *password, *ca;
-    int port, pubs, subs, topics, qos, window, batch, idle, filter_connections, spread;
+    int port, pubs, subs, topics, qos, window, batch, idle, filter_connections, spread, watch;
     long size, outstanding, filters;
     double rate, duration, warmup;
     enum protocol protocol;
@@ -150,6 +151,25 @@ static double cpu_seconds(void) {
     getrusage(RUSAGE_SELF, &use);
     return (double)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) +
            (double)(use.ru_utime.tv_usec + use.ru_stime.tv_usec) / 1e6;
+}
+
+/* What all threads of the watched broker have used so far. */
+static double broker_cpu_seconds(void) {
+    char path[64], text[1024];
+    unsigned long user = 0, system = 0;
+    if (!option.watch) return 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", option.watch);
+    FILE *file = fopen(path, "r");
+    if (!file) fail("there is no process %d", option.watch);
+    size_t size = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    text[size] = 0;
+    const char *after_name = strrchr(text, ')');
+    if (!after_name ||
+        sscanf(after_name + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user,
+               &system) != 2)
+        fail("%s cannot be read", path);
+    return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
 }
 
 /* ---- latency: cells of equal relative width, so that one table serves 1 us and 10 s alike ---- */
@@ -761,7 +781,7 @@ static void run(double connect_s) {
     uint64_t begin = start + (uint64_t)(option.warmup * 1e9), began = 0;
     uint64_t end = begin + (uint64_t)(option.duration * 1e9), ended = 0;
     uint64_t progress = 0, had = 0;
-    double cpu_began = 0, cpu_ended = 0;
+    double cpu_began = 0, cpu_ended = 0, broker_began = 0, broker_ended = 0;
     int rounds = option.pubs < 16 ? 16 / option.pubs : 1;
     for (;;) {
         uint64_t now = now_ns(), wait = NS_PER_S / 100;
@@ -769,12 +789,14 @@ static void run(double connect_s) {
             began = now;
             first = count;
             cpu_began = cpu_seconds();
+            broker_began = broker_cpu_seconds();
             measuring = true;
         }
         if (!ended && now >= end) {
             ended = progress = now;
             last = count;
             cpu_ended = cpu_seconds();
+            broker_ended = broker_cpu_seconds();
             measuring = false;
         }
         if (ended) { /* what is on its way may still come; after 2 s of silence it is lost */
@@ -808,8 +830,9 @@ static void run(double connect_s) {
     printf("\"duplicate_flags\": %llu, \"refused\": %llu, \"idle_lost\": %llu, ",
            (unsigned long long)duplicate_flags, (unsigned long long)refused,
            (unsigned long long)idle_lost);
-    printf("\"connect_s\": %.3f, \"seconds\": %.3f, \"load_cpu\": %.3f}\n", connect_s, seconds,
-           (cpu_ended - cpu_began) / seconds);
+    printf("\"connect_s\": %.3f, \"seconds\": %.3f, ", connect_s, seconds);
+    printf("\"load_cpu\": %.3f, \"broker_cpu\": %.3f}\n", (cpu_ended - cpu_began) / seconds,
+           (broker_ended - broker_began) / seconds);
 }
 
 static void hold(double connect_s) {
@@ -853,12 +876,13 @@ static const char usage[] =
     "  --user NAME --password TEXT  credentials\n"
     "  --idle N                     connections that do nothing\n"
     "  --filters N --filter-connections N   distinct filters that those hold together (0, 10)\n"
+    "  --watch PID                  measure the processor time of that broker, too\n"
     "  --match --spread N           publish to N topics, each of which matches one filter (1000)\n";
 
 static void read_options(int argc, char **argv) {
     enum {
         HOST, PORT, PUBS, SUBS, TOPICS, QOS, WINDOW, SIZE, BATCH, OUTSTANDING, RATE, DURATION,
-        WARMUP, V5, NATS_, TLS_, CA, USER, PASSWORD, IDLE_, FILTERS_, HOLDERS, MATCH, SPREAD, HELP
+        WARMUP, V5, NATS_, TLS_, CA, USER, PASSWORD, IDLE_, FILTERS_, HOLDERS, MATCH, SPREAD, WATCH, HELP
     };
     static const struct option known[] = {
         {"host", 1, NULL, HOST}, {"port", 1, NULL, PORT}, {"pubs", 1, NULL, PUBS},
@@ -869,7 +893,7 @@ static void read_options(int argc, char **argv) {
         {"nats", 0, NULL, NATS_}, {"tls", 0, NULL, TLS_}, {"ca", 1, NULL, CA},
         {"user", 1, NULL, USER}, {"password", 1, NULL, PASSWORD}, {"idle", 1, NULL, IDLE_},
         {"filters", 1, NULL, FILTERS_}, {"filter-connections", 1, NULL, HOLDERS},
-        {"match", 0, NULL, MATCH}, {"spread", 1, NULL, SPREAD}, {"help", 0, NULL, HELP}, {0},
+        {"match", 0, NULL, MATCH}, {"spread", 1, NULL, SPREAD}, {"watch", 1, NULL, WATCH}, {"help", 0, NULL, HELP}, {0},
     };
     int which;
     while ((which = getopt_long(argc, argv, "", known, NULL)) != -1) {
@@ -898,6 +922,7 @@ static void read_options(int argc, char **argv) {
         case HOLDERS: option.filter_connections = atoi(optarg); break;
         case MATCH: option.match = true; break;
         case SPREAD: option.spread = atoi(optarg); break;
+        case WATCH: option.watch = atoi(optarg); break;
         case HELP: fputs(usage, stdout); exit(0);
         default: fputs(usage, stderr); exit(2);
         }

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.brokers import BenchmarkError, Broker, cpu_seconds
+from bench.brokers import BenchmarkError, Broker
 
 __all__ = ["Run", "build", "command", "hold", "run"]
 
@@ -41,7 +41,7 @@ class Run:
     broker_cpu: float
     """The broker's share of one core (more than 1: of several)."""
     broker_us: float
-    """Processor time that the broker spent per delivery, connecting included."""
+    """Processor time that the broker spent per delivery."""
 
 
 def build() -> Path:
@@ -90,10 +90,9 @@ def run(
     when the run failed.
     """
     words = command(broker, options, tls=tls)
-    words += ["--duration", str(duration_s), "--warmup", str(warmup_s)]
+    words += ["--duration", str(duration_s), "--warmup", str(warmup_s), "--watch", str(broker.pid)]
     if core is not None:
         words = ["taskset", "--cpu-list", str(core), *words]
-    before = cpu_seconds(broker.pid)
     try:
         done = subprocess.run(
             words,
@@ -106,7 +105,6 @@ def run(
         raise BenchmarkError(f"{broker.name}: the load program did not come to an end") from None
     if done.returncode:
         raise BenchmarkError(f"{broker.name}: {done.stderr.strip() or done.returncode}")
-    cpu_s = cpu_seconds(broker.pid) - before
     answer: dict[str, float] = json.loads(done.stdout)
     return Run(
         delivered_per_s=answer["recv_s"],
@@ -118,8 +116,8 @@ def run(
         disordered=int(answer["disordered"]),
         refused=int(answer["refused"]),
         load_cpu=answer["load_cpu"],
-        broker_cpu=cpu_s / (answer["seconds"] + warmup_s),
-        broker_us=cpu_s * 1e6 / max(1, answer["deliveries"]),
+        broker_cpu=answer["broker_cpu"],
+        broker_us=answer["broker_cpu"] * 1e6 / max(1, answer["recv_s"]),
     )
 
 

@@ -80,6 +80,7 @@ def _sample(variant: Variant, spy: str, seconds: float, *, native: bool) -> Shar
         directory = Path(place)
         with start("ganglion", directory / "ganglion") as broker:
             stacks = directory / "stacks"
+            load.run(broker, (), duration_s=0.1)  # the slow part of the first log-in is over then
             words = [spy, "record", "--pid", str(broker.pid), "--format", "raw", "--rate", "250"]
             words += ["--duration", str(max(1, int(seconds))), "--output", str(stacks)]
             if native:

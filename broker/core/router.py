@@ -223,7 +223,7 @@ class Router:
     # -- subscriptions ---------------------------------------------------------------------------
 
     def add(self, subscription: Subscription) -> None:
-        """Let this subscription take effect, in place of its session's earlier one of this filter."""
+        """Let it take effect, in place of an earlier one of its session with the same filter."""
         shared = split_shared(subscription.topic_filter)
         topic_filter = shared.topic_filter if shared else subscription.topic_filter
         branch = self._branch(topic_filter)

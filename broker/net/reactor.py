@@ -18,7 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
-from stat import S_ISSOCK
+from pathlib import Path
 from time import monotonic
 
 import trio
@@ -35,7 +35,8 @@ from ganglion.broker.net.tls import TlsContext, TlsLayer
 __all__ = ["CannotListen", "Listener", "Reactor", "SocketEndpoint"]
 
 # One recv allocates what it asks for: up to 64 KiB costs the same as a small one, 256 KiB five
-# times as much. A recv that comes back full is repeated, so a tick takes at most 256 KiB from an endpoint.
+# times as much. A recv that comes back full is repeated, so a tick takes at most 256 KiB from an
+# endpoint.
 _RECV_SIZE = 65_536
 _RECVS_PER_TICK = 4
 _EVENTS_PER_POLL = 1024
@@ -411,7 +412,7 @@ class Listener:
         self._socket.close()
         if self.address.path is not None:
             try:
-                os.unlink(self.address.path)
+                Path(self.address.path).unlink()
             except OSError:
                 pass  # somebody else removed it
 
@@ -613,7 +614,7 @@ class Reactor:
                     endpoint.lose("the connection broke")
                 if event & _OUT:
                     endpoint.on_writable()
-            except Exception:
+            except Exception:  # noqa: BLE001 - a fault of ours costs one connection
                 self._contain(endpoint)
         deadline = timers.next_deadline()
         if deadline is not None and deadline <= now:
@@ -624,7 +625,7 @@ class Reactor:
             for endpoint in dirty:
                 try:
                     endpoint.flush()
-                except Exception:
+                except Exception:  # noqa: BLE001 - as above
                     self._contain(endpoint)
 
     def _contain(self, endpoint: SocketEndpoint | Listener) -> None:
@@ -712,7 +713,7 @@ def _open_listening_socket(address: Address, *, reuse_port: bool) -> socket.sock
 def _remove_stale_socket(path: str) -> None:
     """Remove the socket of a process that is gone; one that answers is left alone."""
     try:
-        if not S_ISSOCK(os.stat(path).st_mode):
+        if not Path(path).is_socket():
             return  # bind will say what is wrong
     except OSError:
         return
@@ -720,6 +721,6 @@ def _remove_stale_socket(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
+            Path(path).unlink()
         except OSError:
             pass

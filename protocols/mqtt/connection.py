@@ -14,19 +14,15 @@ msg/s where each packet parsed by itself gave 480k).
 from functools import partial
 
 from ganglion.broker.core.authentication import Challenge, Failure, Success
-from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.message import Message, Terms
-from ganglion.broker.core.node import LimitReached, NotAllowed
-from ganglion.broker.core.router import Outlet, Route, Subscription
+from ganglion.broker.core.node import LimitReached
+from ganglion.broker.core.router import Outlet, Route
 from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.timers import Timer
 from ganglion.broker.core.topics import (
     InvalidTopic,
     TopicLimit,
-    check_topic_filter,
     check_topic_name,
-    has_wildcard,
-    split_shared,
 )
 from ganglion.broker.net import Endpoint
 from ganglion.protocols.mqtt.codec import decode, encode, read_header
@@ -46,7 +42,6 @@ from ganglion.protocols.mqtt.packets import (
     Pubrel,
     Suback,
     Subscribe,
-    SubscriptionRequest,
     Unsuback,
     Unsubscribe,
 )
@@ -64,7 +59,9 @@ from ganglion.protocols.mqtt.reasons import (
     ProtocolViolation,
     Reason,
 )
+from ganglion.protocols.mqtt.rates import Bucket
 from ganglion.protocols.mqtt.server import MqttServer
+from ganglion.protocols.mqtt.subscribing import subscribe, unsubscribe
 
 __all__ = ["MqttConnection"]
 
@@ -87,12 +84,12 @@ class MqttConnection:
         "_aliases_in",
         "_aliases_out",
         "_aliases_out_max",
+        "_bucket",
         "_chunks",
         "_chunks_size",
         "_form",
         "_greeting",
         "_needed",
-        "_bucket",
         "_routes",
         "_timer",
         "answer",
@@ -135,7 +132,7 @@ class MqttConnection:
         self._aliases_out: dict[str, int] | None = None
         self._aliases_out_max = 0
         self._acks_waiting = 0
-        self._bucket: _Bucket | None = None
+        self._bucket: Bucket | None = None
         self._timer: Timer | None = None
         self._chunks: list[bytes] | None = None  # the beginning of a packet
         self._chunks_size = 0
@@ -313,7 +310,7 @@ class MqttConnection:
                             pos = stop
                             continue
 
-                elif (first == 0x32 or first == 0x34) and end - start > 5:  # QoS 1 or 2, no DUP
+                elif first in (0x32, 0x34) and end - start > 5:  # QoS 1 or 2, no DUP
                     at = start + 2 + (data[start] << 8 | data[start + 1])
                     payload_at = at + 2 + is_v5
                     if payload_at <= end and not (is_v5 and data[at + 2]):
@@ -389,7 +386,7 @@ class MqttConnection:
     def _keep_rate(self, messages: int, size_bytes: int, now: float) -> None:
         """Do not read on until the client is back within its rates."""
         if self._bucket is None:
-            self._bucket = _Bucket()
+            self._bucket = Bucket()
         pause_s = self._bucket.take(messages, size_bytes, self.server.node.limits, now)
         if pause_s > 0 and not self.is_closed:
             self.endpoint.pause_reading()
@@ -465,9 +462,7 @@ class MqttConnection:
             return session.completed(number)
         return True
 
-    def _on_ack_packet(
-        self, session: Session, packet: Puback | Pubrec | Pubrel | Pubcomp
-    ) -> None:
+    def _on_ack_packet(self, session: Session, packet: Puback | Pubrec | Pubrel | Pubcomp) -> None:
         """An acknowledgement with a reason or properties, or one that fits nothing."""
         number = packet.packet_id
         delivery = session.inflight.get(number)
@@ -678,86 +673,15 @@ class MqttConnection:
     # -- SUBSCRIBE and UNSUBSCRIBE ---------------------------------------------------------------
 
     def _on_subscribe(self, session: Session, packet: Subscribe) -> None:
-        identifiers = packet.properties.subscription_identifiers if packet.properties else ()
-        identifier = identifiers[0] if identifiers else 0
-        if identifier and not self.server.settings.subscription_identifiers:
-            raise ProtocolViolation(
-                "subscription identifiers are not available",
-                Reason.SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED,
-            )
-        reasons: list[int] = []
-        texts: list[str] = []
-        with_retained: list[Subscription] = []
-        for request in packet.requests:
-            try:
-                subscription, existed = self._subscribe(session, request, identifier)
-            except _SubscriptionRefused as refusal:
-                reasons.append(refusal.reason)
-                texts.append(str(refusal))
-                self.server.node.refusals.refuse(
-                    "subscribe", session.client, str(refusal), topic=request.topic_filter
-                )
-                continue
-            reasons.append(subscription.qos)
-            if request.retain_handling == 0 or (request.retain_handling == 1 and not existed):
-                with_retained.append(subscription)
-        properties = self.reason_string("; ".join(texts)) if texts else None
+        reasons, texts, with_retained = subscribe(self.server, session, packet)
+        properties = self.reason_string("; ".join(texts))
         answer = encode(Suback(packet.packet_id, reasons, properties), self.version)
         self._acknowledge(answer, None, durable=session.is_durable())
         for subscription in with_retained:
             self.server.node.send_retained(subscription)
 
-    def _subscribe(
-        self, session: Session, request: SubscriptionRequest, identifier: int
-    ) -> tuple[Subscription, bool]:
-        node, settings = self.server.node, self.server.settings
-        topic_filter = request.topic_filter
-        try:
-            shared = split_shared(topic_filter)
-        except InvalidTopic as error:
-            raise ProtocolViolation(str(error)) from None
-        try:
-            check_topic_filter(shared.topic_filter if shared else topic_filter, node.limits)
-        except InvalidTopic as error:
-            raise _SubscriptionRefused(str(error), Reason.TOPIC_FILTER_INVALID) from None
-        if shared and request.no_local:
-            raise ProtocolViolation("no-local on a shared subscription (MQTT-3.8.3-4)")
-        if shared and not settings.shared_subscriptions:
-            raise _SubscriptionRefused(
-                "shared subscriptions are not available", Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
-            )
-        if not settings.wildcard_subscriptions and has_wildcard(topic_filter):
-            raise _SubscriptionRefused(
-                "wildcards are not available", Reason.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
-            )
-        subscription = Subscription(
-            session,
-            topic_filter,
-            min(request.qos, settings.maximum_qos),
-            no_local=request.no_local,
-            retain_as_published=request.retain_as_published,
-            identifier=identifier,
-        )
-        try:
-            return subscription, node.subscribe(subscription)
-        except NotAllowed as error:
-            raise _SubscriptionRefused(str(error), Reason.NOT_AUTHORIZED) from None
-        except LimitReached as error:
-            raise _SubscriptionRefused(str(error), Reason.QUOTA_EXCEEDED) from None
-
     def _on_unsubscribe(self, session: Session, packet: Unsubscribe) -> None:
-        reasons: list[int] = []
-        for topic_filter in packet.topic_filters:
-            try:
-                shared = split_shared(topic_filter)
-                check_topic_filter(
-                    shared.topic_filter if shared else topic_filter, self.server.node.limits
-                )
-            except InvalidTopic:
-                reasons.append(Reason.TOPIC_FILTER_INVALID)
-                continue
-            existed = self.server.node.unsubscribe(session, topic_filter)
-            reasons.append(Reason.SUCCESS if existed else Reason.NO_SUBSCRIPTION_EXISTED)
+        reasons = unsubscribe(self.server, session, packet)
         answer = encode(Unsuback(packet.packet_id, reasons), self.version)
         self._acknowledge(answer, None, durable=session.is_durable())
 
@@ -995,31 +919,3 @@ class MqttConnection:
 
 
 _REASON_STRING_MAX = 1024
-
-
-class _SubscriptionRefused(MqttError):
-    """One filter of a SUBSCRIBE is refused with this reason code."""
-
-
-class _Bucket:
-    """What a client may still send now, in messages and bytes; negative when it sent more."""
-
-    __slots__ = ("_at", "_bytes", "_messages")
-
-    def __init__(self) -> None:
-        self._at = 0.0
-        self._messages = 0.0
-        self._bytes = 0.0
-
-    def take(self, messages: int, size_bytes: int, limits: Limits, now: float) -> float:
-        """Count what came; how long to read nothing, in seconds."""
-        elapsed_s = min(1.0, now - self._at)
-        self._at = now
-        pause_s = 0.0
-        if rate := limits.receive_messages_per_s_max:
-            self._messages = min(rate, self._messages + elapsed_s * rate) - messages
-            pause_s = -self._messages / rate
-        if rate := limits.receive_bytes_per_s_max:
-            self._bytes = min(rate, self._bytes + elapsed_s * rate) - size_bytes
-            pause_s = max(pause_s, -self._bytes / rate)
-        return pause_s

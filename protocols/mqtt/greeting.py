@@ -203,9 +203,7 @@ class Greeting:
 
     def _on_auth(self, first: int, data: bytes, start: int, end: int, connect: Connect) -> None:
         limits = self._connection.server.node.limits
-        packet = decode(
-            first, data, start, end, connect.version, limits.properties_per_packet_max
-        )
+        packet = decode(first, data, start, end, connect.version, limits.properties_per_packet_max)
         if isinstance(packet, Disconnect):
             self._connection.end("disconnected before it was connected", publish_will=False)
             return
