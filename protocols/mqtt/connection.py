@@ -25,6 +25,7 @@ from ganglion.broker.core.topics import (
     check_topic_name,
 )
 from ganglion.broker.net import Endpoint
+from ganglion.protocols.mqtt.aliases import IncomingAliases, OutgoingAliases
 from ganglion.protocols.mqtt.codec import decode, encode, read_header
 from ganglion.protocols.mqtt.greeting import Authentication, Greeting
 from ganglion.protocols.mqtt.packets import (
@@ -83,7 +84,6 @@ class MqttConnection:
         "_acks_waiting",
         "_aliases_in",
         "_aliases_out",
-        "_aliases_out_max",
         "_bucket",
         "_chunks",
         "_chunks_size",
@@ -128,9 +128,8 @@ class MqttConnection:
         self._greeting: Greeting | None = Greeting(self)
         self._form = FORM_3
         self._routes: dict[bytes, Route] = _NO_ROUTES
-        self._aliases_in: dict[int, str] | None = None
-        self._aliases_out: dict[str, int] | None = None
-        self._aliases_out_max = 0
+        self._aliases_in: IncomingAliases | None = None
+        self._aliases_out: OutgoingAliases | None = None
         self._acks_waiting = 0
         self._bucket: Bucket | None = None
         self._timer: Timer | None = None
@@ -548,7 +547,10 @@ class MqttConnection:
                 # MQTT-3.3.4-6 forbids even one; like Mosquitto we ignore that
                 raise ProtocolViolation("a client sends no subscription identifiers (3.3.4-6)")
             if properties.topic_alias is not None:
-                topic = self._resolve_alias(topic, properties.topic_alias)
+                if self._aliases_in is None:
+                    self._aliases_in = IncomingAliases()
+                limit = node.limits.topic_alias_max
+                topic = self._aliases_in.resolve(topic, properties.topic_alias, limit)
             if properties.response_topic is not None:
                 self._check_response_topic(properties.response_topic)
             about = message_properties(properties)
@@ -623,27 +625,6 @@ class MqttConnection:
 
     def _route(self, topic: str) -> Route:
         return self.server.node.router.route(topic)
-
-    def _resolve_alias(self, topic: str, alias: int) -> str:
-        """The topic of a PUBLISH with a topic alias (3.3.2.3.4)."""
-        limit = self.server.node.limits.topic_alias_max
-        if alias > limit:
-            raise ProtocolViolation(
-                f"topic alias {alias} is above Topic Alias Maximum = {limit} (MQTT-3.3.2-9)",
-                Reason.TOPIC_ALIAS_INVALID,
-            )
-        aliases = self._aliases_in
-        if aliases is None:
-            aliases = self._aliases_in = {}
-        if topic:
-            aliases[alias] = topic
-            return topic
-        known = aliases.get(alias)
-        if known is None:
-            raise ProtocolViolation(
-                f"topic alias {alias} has no topic yet (3.3.2.3.4)", Reason.PROTOCOL_ERROR
-            )
-        return known
 
     def _check_response_topic(self, topic: str) -> None:
         try:
@@ -731,7 +712,9 @@ class MqttConnection:
         self._greeting = None
         if self.version == V5:
             self._form = FORM_5
-        self._aliases_out_max = min(alias_maximum, self.server.node.limits.topic_alias_max)
+        alias_maximum = min(alias_maximum, self.server.node.limits.topic_alias_max)
+        if alias_maximum:
+            self._aliases_out = OutgoingAliases(alias_maximum)
         self.server.node.statistics.connections_opened += 1
         if self._timer is not None:
             self._timer.cancel()
@@ -782,7 +765,7 @@ class MqttConnection:
 
     def outlet(self, form: int) -> Outlet | None:
         """Where plain QoS 0 packets of this wire form go as they are."""
-        if form != self._form or self._aliases_out_max or self.packet_size_max != _NO_LIMIT:
+        if form != self._form or self._aliases_out is not None or self.packet_size_max != _NO_LIMIT:
             return None
         return self.endpoint
 
@@ -791,7 +774,7 @@ class MqttConnection:
         qos = terms.qos
         form = self._form
         endpoint = self.endpoint
-        if terms.identifiers or self._aliases_out_max or (form and message.expires_at is not None):
+        if terms.identifiers or self._aliases_out or (form and message.expires_at is not None):
             parts = self._encode_alone(message, terms)
         else:
             key = form << 3 | qos << 1 | terms.retain
@@ -824,24 +807,13 @@ class MqttConnection:
         return True
 
     def _encode_alone(self, message: Message, terms: Terms) -> tuple[bytes, bytes]:
-        """The wire form for this client only, with a topic alias if the client takes them."""
+        """The wire form for this client only."""
         now = self.server.node.timers.now
-        alias_max = self._aliases_out_max
-        if not alias_max or (terms.qos == 0 and self.endpoint.congested):
-            # a congested endpoint may drop it: an alias must not be introduced with it
-            return wire_form(message, terms, self.version, now)
         aliases = self._aliases_out
-        if aliases is None:
-            aliases = self._aliases_out = {}
-        alias = aliases.get(message.topic, 0)
-        if alias:
-            return wire_form(message, terms, self.version, now, alias, known=True)
-        if len(aliases) >= alias_max:
+        # a congested endpoint may drop it: no alias must be introduced with it
+        if aliases is None or (terms.qos == 0 and self.endpoint.congested):
             return wire_form(message, terms, self.version, now)
-        parts = wire_form(message, terms, self.version, now, len(aliases) + 1)
-        if len(parts[0]) + 2 + len(parts[1]) <= self.packet_size_max:
-            aliases[message.topic] = len(aliases) + 1
-        return parts
+        return aliases.wire_form(message, terms, now, self.packet_size_max)
 
     def send_release(self, packet_id: int) -> None:
         """Send PUBREL for a QoS 2 message."""
