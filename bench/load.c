@@ -116,6 +116,7 @@ static uint64_t refused, duplicate_flags, disordered, idle_lost;
 static bool measuring;
 static uint64_t latency_cells[CELLS], late_cells[CELLS];
 static uint64_t latency_max;
+static uint64_t read_at; /* when the bytes at hand came: all messages of one read at once */
 static int poller;
 static SSL_CTX *tls_context;
 static struct connection *connections;
@@ -451,7 +452,7 @@ static void on_message(struct connection *c, const uint8_t *payload, size_t size
         c->last_sequence[publisher] = sequence;
     count.received++;
     if (measuring) {
-        uint64_t latency = now_ns() - sent;
+        uint64_t latency = read_at - sent;
         if (latency > latency_max) latency_max = latency;
         latency_cells[cell_of(latency)]++;
     }
@@ -603,7 +604,7 @@ static size_t take_nats(struct connection *c, const uint8_t *data, size_t size) 
 static void on_readable(struct connection *c) {
     for (;;) {
         size_t kept = c->partial_size;
-        memcpy(buffer, c->partial, kept);
+        if (kept) memcpy(buffer, c->partial, kept);
         ssize_t got;
         if (c->tls) {
             ERR_clear_error();
@@ -622,6 +623,7 @@ static void on_readable(struct connection *c) {
                 return;
             }
         }
+        read_at = now_ns();
         size_t size = kept + (size_t)got;
         size_t taken = (option.protocol == NATS ? take_nats : take_mqtt)(c, buffer, size);
         if (c->fd < 0) return;
@@ -631,7 +633,7 @@ static void on_readable(struct connection *c) {
             c->partial_room = c->partial_size;
             c->partial = allocate(c->partial, c->partial_room);
         }
-        memcpy(c->partial, buffer + taken, c->partial_size);
+        if (c->partial_size) memcpy(c->partial, buffer + taken, c->partial_size);
         if (!c->tls && got < READ_SIZE) break; /* the next wait tells whether there is more */
     }
     if (blocked(c)) flush(c);
@@ -882,7 +884,8 @@ static const char usage[] =
 static void read_options(int argc, char **argv) {
     enum {
         HOST, PORT, PUBS, SUBS, TOPICS, QOS, WINDOW, SIZE, BATCH, OUTSTANDING, RATE, DURATION,
-        WARMUP, V5, NATS_, TLS_, CA, USER, PASSWORD, IDLE_, FILTERS_, HOLDERS, MATCH, SPREAD, WATCH, HELP
+        WARMUP, V5, NATS_, TLS_, CA, USER, PASSWORD, IDLE_, FILTERS_, HOLDERS, MATCH, SPREAD,
+        WATCH, HELP
     };
     static const struct option known[] = {
         {"host", 1, NULL, HOST}, {"port", 1, NULL, PORT}, {"pubs", 1, NULL, PUBS},
@@ -893,7 +896,8 @@ static void read_options(int argc, char **argv) {
         {"nats", 0, NULL, NATS_}, {"tls", 0, NULL, TLS_}, {"ca", 1, NULL, CA},
         {"user", 1, NULL, USER}, {"password", 1, NULL, PASSWORD}, {"idle", 1, NULL, IDLE_},
         {"filters", 1, NULL, FILTERS_}, {"filter-connections", 1, NULL, HOLDERS},
-        {"match", 0, NULL, MATCH}, {"spread", 1, NULL, SPREAD}, {"watch", 1, NULL, WATCH}, {"help", 0, NULL, HELP}, {0},
+        {"match", 0, NULL, MATCH}, {"spread", 1, NULL, SPREAD}, {"watch", 1, NULL, WATCH},
+        {"help", 0, NULL, HELP}, {0},
     };
     int which;
     while ((which = getopt_long(argc, argv, "", known, NULL)) != -1) {
