@@ -418,12 +418,18 @@ class RawClient:
         host: str = "127.0.0.1",
         tls: ssl.SSLContext | None = None,
         receive_buffer_bytes: int | None = None,
+        source: str | None = None,
     ) -> None:
-        """Open the connection. `receive_buffer_bytes` keeps the kernel's part of it small."""
+        """Open the connection, from the address `source` when it matters.
+
+        `receive_buffer_bytes` keeps the kernel's part of what this peer does not read small.
+        """
         raw = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         try:
             if receive_buffer_bytes is not None:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+            if source is not None:
+                raw.bind((source, 0))
             raw.settimeout(DEADLINE_S)
             raw.connect((host, port))
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -123,7 +123,10 @@ def test_anonymous_clients_can_be_let_in_beside_users() -> None:
 def test_limits_are_in_force() -> None:
     """Limits can be given as they are in the configuration, or as a whole."""
     for limits in ({"packet_size_max_bytes": 2000}, Limits(packet_size_max_bytes=2000)):
-        with broker_thread(limits=limits) as running, MqttClient(Target.parse(running.url)) as client:
+        with (
+            broker_thread(limits=limits) as running,
+            MqttClient(Target.parse(running.url)) as client,
+        ):
             assert client.connack.properties is not None
             assert client.connack.properties.maximum_packet_size == 2000
 

@@ -96,7 +96,8 @@ class Node:
     ) -> tuple[Session, bool]:
         """Connect a client: its session, and whether it was there already.
 
-        The caller sends its greeting and then calls `Session.resume`. An earlier connection of the
+        The caller greets the client, once the commit is durable, and then calls `start_session`: until
+        then nothing is sent. An earlier connection of the
         same client identifier is closed (MQTT-3.1.4-3). Raises `NotAllowed` when the identifier
         belongs to another user, `LimitReached` when no more sessions can be kept.
         """
@@ -106,8 +107,8 @@ class Node:
         if session is None and len(self.sessions) >= self.limits.sessions_max:
             raise LimitReached(f"sessions_max = {self.limits.sessions_max} is reached")
         expiry_s = min(expiry_s, self.limits.session_expiry_max_s)
-        if session is not None and session.sink is not None:
-            old_sink = session.sink
+        if session is not None and session.connection is not None:
+            old_sink = session.connection
             self._detach(session)
             old_sink.taken_over()
             self._after_detach(session, publish_will=True, ended=clean_start)
@@ -131,14 +132,18 @@ class Node:
                 self.journal.forget_session(session)
         session.will = will
         session.window = window
-        session.sink = sink
+        session.connection = sink
         self.connected += 1
         self.statistics.clients_maximum = max(self.statistics.clients_maximum, self.connected)
         if session.is_durable():
             self.journal.put_session(session, None)
-        if present:
-            self.router.invalidate_session(session)
         return session, present
+
+    def start_session(self, session: Session, sink: Sink) -> None:
+        """The client has been greeted: send what was not acknowledged and what waits."""
+        if session.connection is sink:
+            self.router.invalidate_session(session)
+            session.resume(sink)
 
     def close_session(
         self, session: Session, sink: Sink, *, publish_will: bool, expiry_s: int | None = None
@@ -147,7 +152,7 @@ class Node:
 
         `expiry_s` replaces the expiry interval (MQTT 5.0 section 3.14.2.2.2).
         """
-        if session.sink is not sink:
+        if session.connection is not sink:
             return  # taken over
         self._detach(session)
         if expiry_s is not None:
@@ -419,17 +424,18 @@ class Node:
         self.router.invalidate_all()
         for session in list(self.sessions.values()):
             self._drop_forbidden(session)
-            if session.sink is None:
+            sink = session.connection
+            if sink is None:
                 continue
             client = session.client
             decision = access.connect(client.user, client.address)
             by_password = client.user is not None and client.user != client.certificate
             if not decision.allowed:
-                session.sink.expel(decision.rule)
+                sink.expel(decision.rule)
             elif by_password and users is not None and client.user not in users:
-                session.sink.expel("the user does not exist any more")
+                sink.expel("the user does not exist any more")
             else:
-                session.sink.access_changed()
+                sink.access_changed()
 
     def _drop_forbidden(self, session: Session) -> None:
         if not session.inflight and not session.queue:
@@ -455,7 +461,7 @@ class Node:
         self.flush()
 
     def _sinks(self) -> list[Sink]:
-        return [each.sink for each in self.sessions.values() if each.sink is not None]
+        return [each.connection for each in self.sessions.values() if each.connection is not None]
 
     # -- start -----------------------------------------------------------------------------------
 

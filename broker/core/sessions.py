@@ -83,6 +83,7 @@ class Session:
         "_next_id",
         "client",
         "committed_number",
+        "connection",
         "expiry_s",
         "inflight",
         "queue",
@@ -104,7 +105,10 @@ class Session:
         """Who opened it; the client identifier belongs to that user."""
         self.expiry_s = expiry_s
         """How long it outlives its connection, in seconds; 0: not at all."""
+        self.connection: Sink | None = None
+        """The connection that has the session, from before it greets its client."""
         self.sink: Sink | None = None
+        """The same once the client has been greeted, and may be sent to."""
         self.subscriptions: dict[str, Subscription] = {}
         self.window = 1
         """How many messages above QoS 0 may be on the way (the client's Receive Maximum)."""
@@ -300,7 +304,7 @@ class Session:
 
     def disconnected(self) -> None:
         """Its connection has gone."""
-        self.sink = None
+        self.connection = self.sink = None
         self.replay = None
 
     def start_replay(self, deliveries: Iterable[Delivery]) -> None:

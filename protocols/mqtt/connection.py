@@ -53,6 +53,7 @@ from ganglion.protocols.mqtt.publishing import (
     message_properties,
     wire_form,
 )
+from ganglion.protocols.mqtt.rates import Bucket
 from ganglion.protocols.mqtt.reasons import (
     ALLOWED_REASONS,
     MalformedPacket,
@@ -60,7 +61,6 @@ from ganglion.protocols.mqtt.reasons import (
     ProtocolViolation,
     Reason,
 )
-from ganglion.protocols.mqtt.rates import Bucket
 from ganglion.protocols.mqtt.server import MqttServer
 from ganglion.protocols.mqtt.subscribing import subscribe, unsubscribe
 
@@ -187,24 +187,28 @@ class MqttConnection:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a verdict on the password is awaited, and nothing may be read meanwhile."""
+        """Whether the greeting waits for something, and nothing may be read meanwhile."""
         return self._greeting is not None and self._greeting.is_waiting
 
     def resume(self) -> None:
-        """The verdict has come: go on with what came meanwhile."""
-        if not self.is_closed:
-            self.endpoint.resume_reading()
+        """What the greeting waited for has come: go on with what was received meanwhile."""
+        if self.is_closed or self.is_waiting:
+            return
+        self.endpoint.resume_reading()
+        if self._chunks is not None:
             self._needed = 0
-            if self._chunks is not None:
-                self.receive(b"", self.server.node.timers.now)
+            self.receive(b"", self.last_received)
 
     def _keep(self, data: bytes, pos: int) -> None:
         """Keep the beginning of a packet until the rest is there."""
         rest = data[pos:]
-        header = read_header(rest, 0, self.version)  # it was read before, so it is well formed
         self._chunks = [rest]
         self._chunks_size = len(rest)
-        self._needed = header[2] if header is not None else len(rest) + 1
+        self._needed = len(rest) + 1
+        if not self.is_waiting:
+            header = read_header(rest, 0, self.version)  # it was read before: it is well formed
+            if header is not None:
+                self._needed = header[2]
 
     def _read_greeting(self, greeting: Greeting, data: bytes) -> int:
         """Read packets until the client is connected; the position after them."""
@@ -705,8 +709,13 @@ class MqttConnection:
 
     # -- connected -------------------------------------------------------------------------------
 
-    def connected_as(self, session: Session, expiry_s: int, alias_maximum: int) -> None:
-        """The greeting has opened the session (it sends CONNACK with `start`)."""
+    def start(self, session: Session, connack: bytes, expiry_s: int, alias_maximum: int) -> None:
+        """The session is open and that is durable: send CONNACK and then what waits."""
+        if self.is_closed:
+            return
+        if len(connack) > self.packet_size_max:
+            self.end("CONNACK is larger than the client's Maximum Packet Size", publish_will=False)
+            return
         self.session = session
         self.session_expiry_s = expiry_s
         self._greeting = None
@@ -715,22 +724,16 @@ class MqttConnection:
         alias_maximum = min(alias_maximum, self.server.node.limits.topic_alias_max)
         if alias_maximum:
             self._aliases_out = OutgoingAliases(alias_maximum)
-        self.server.node.statistics.connections_opened += 1
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._watch_keep_alive()
-
-    def start(self, connack: bytes) -> None:
-        """Send CONNACK and then what waits for the client."""
-        if self.session is None:
-            return
-        if len(connack) > self.packet_size_max:
-            self.end("CONNACK is larger than the client's Maximum Packet Size", publish_will=False)
-        else:
-            self.endpoint.write(connack)
-            self.server.node.statistics.other_packets_sent += 1
-            self.session.resume(self)
+        statistics = self.server.node.statistics
+        statistics.connections_opened += 1
+        statistics.other_packets_sent += 1
+        self.endpoint.write(connack)
+        self.server.node.start_session(session, self)
+        self.resume()
 
     def _watch_keep_alive(self) -> None:
         if self.keep_alive_s:
@@ -868,14 +871,15 @@ class MqttConnection:
         if self.is_closed:
             return
         self.is_closed = True
+        greeting, self._greeting = self._greeting, None
         session, self.session = self.session, None
+        if session is None and greeting is not None:
+            session = greeting.session
         self._chunks = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        refused = self._greeting is not None
-        self._greeting = None
-        self.endpoint.close(reason, linger=linger or refused)
+        self.endpoint.close(reason, linger=linger or greeting is not None)
         if session is not None:
             self.server.node.close_session(
                 session, self, publish_will=publish_will, expiry_s=expiry_s

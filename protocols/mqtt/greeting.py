@@ -6,6 +6,7 @@ section 4.12), opens the session and sends CONNACK.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from ganglion.broker.core.access import Client
 from ganglion.broker.core.authentication import Challenge, Failure, Mechanism, Success
 from ganglion.broker.core.message import Message
 from ganglion.broker.core.node import LimitReached, NotAllowed
-from ganglion.broker.core.sessions import NEVER_EXPIRES, Will
+from ganglion.broker.core.sessions import NEVER_EXPIRES, Session, Will
 from ganglion.broker.core.topics import InvalidTopic, check_topic_name
 from ganglion.protocols.mqtt.codec import decode, encode
 from ganglion.protocols.mqtt.packets import (
@@ -63,14 +64,16 @@ class Authentication:
 class Greeting:
     """Handles a connection until CONNACK is sent."""
 
-    __slots__ = ("_authentication", "_connect", "_connection", "is_waiting")
+    __slots__ = ("_authentication", "_connect", "_connection", "is_waiting", "session")
 
     def __init__(self, connection: "MqttConnection") -> None:
         self._connection = connection
         self._connect: Connect | None = None
         self._authentication: Authentication | None = None
         self.is_waiting = False
-        """Whether the password is being verified: nothing is read meanwhile."""
+        """Whether a verdict on the password or a commit is awaited: nothing is read meanwhile."""
+        self.session: Session | None = None
+        """The session of the client, from when it is open until the connection has it."""
 
     def on_packet(self, first: int, data: bytes, start: int, end: int) -> None:
         """A whole packet came before the connection was accepted."""
@@ -178,7 +181,7 @@ class Greeting:
     def _verified(self, user: str, is_right: bool) -> None:
         if self._connection.is_closed:
             return
-        was_waiting, self.is_waiting = self.is_waiting, False
+        self.is_waiting = False
         try:
             if is_right:
                 self._accept(user)
@@ -187,8 +190,7 @@ class Greeting:
                 self._refuse(Reason.BAD_USER_NAME_OR_PASSWORD, text, "authenticate")
         except _Refused as error:
             self._refuse(error.reason, str(error), error.action)
-        if was_waiting:
-            self._connection.resume()
+        self._connection.resume()
 
     def _start_authentication(self, properties: Properties) -> None:
         method = properties.authentication_method
@@ -287,13 +289,15 @@ class Greeting:
             if properties.request_response_information:
                 answer.response_information = node.reply_prefix(session)
         connection.keep_alive_s = keep_alive_s
-        connection.connected_as(session, expiry_s, properties.topic_alias_maximum or 0)
         connack = encode(Connack(present, Reason.SUCCESS, answer), packet.version)
         connection.answer = None
-        if session.is_durable():
-            node.journal.commits.after_commit(lambda: connection.start(connack))
-        else:
-            connection.start(connack)
+        # what the client sends meanwhile is read afterwards, and nothing is sent to it
+        self.session = session
+        self.is_waiting = True
+        alias_maximum = properties.topic_alias_maximum or 0
+        node.journal.commits.after_commit(
+            partial(connection.start, session, connack, expiry_s, alias_maximum)
+        )
 
     def _announce(self, answer: Properties) -> None:
         """What the node allows and offers (3.2.2.3)."""

@@ -30,9 +30,7 @@ RULE = "[[rules]]\neffect = 'allow'\ntopics = '#'\n"
         (USERS + "access.anonymous = true\n" + RULE, ["anybody on this machine, anonymously"]),
     ],
 )
-def test_who_may_connect_is_one_true_sentence(
-    tmp_path: Path, text: str, words: list[str]
-) -> None:
+def test_who_may_connect_is_one_true_sentence(tmp_path: Path, text: str, words: list[str]) -> None:
     """The sentence names the users, the anonymous and the way to change it."""
     sentence = who_may_connect(configuration(tmp_path, text), 2)
     for each in words:

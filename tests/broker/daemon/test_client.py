@@ -129,9 +129,10 @@ def test_messages_end_at_their_deadline(ganglion_broker: RunningBroker) -> None:
 @pytest.mark.slow
 def test_the_keep_alive_is_kept_while_waiting() -> None:
     """A subscriber to a silent topic pings, so that the broker does not give it up."""
-    with broker_thread() as running, MqttClient(
-        Target.parse(running.url), keep_alive_s=1
-    ) as client:
+    with (
+        broker_thread() as running,
+        MqttClient(Target.parse(running.url), keep_alive_s=1) as client,
+    ):
         client.subscribe(["t"], 0)
         # The broker cuts a connection that is silent for 1.5 s; a subscriber of another
         # connection publishes after 2 s.
@@ -275,7 +276,9 @@ def test_urls_are_read(url: str, target: Target) -> None:
     assert Target.parse(url) == target
 
 
-@pytest.mark.parametrize("url", ["http://h", "mqtt://", "mqtt://h:x", "mqtt://h/topic", "mqtt://h:99999"])
+@pytest.mark.parametrize(
+    "url", ["http://h", "mqtt://", "mqtt://h:x", "mqtt://h/topic", "mqtt://h:99999"]
+)
 def test_other_urls_are_refused(url: str) -> None:
     """What is no such URL is refused with the URL in the message."""
     with pytest.raises(ClientError, match=url.replace("/", "\\/")):

@@ -54,7 +54,9 @@ def problems(
 def test_nothing_configured_is_a_node_on_loopback(tmp_path: Path) -> None:
     """Without file, environment and flags only this machine can reach the node."""
     configuration = read(tmp_path)
-    assert [(each.scheme, str(each.address), each.optional) for each in configuration.listeners] == [
+    assert [
+        (each.scheme, str(each.address), each.optional) for each in configuration.listeners
+    ] == [
         ("mqtt", "127.0.0.1:1883", False),
         ("mqtt", "[::1]:1883", True),
     ]
@@ -417,7 +419,7 @@ def test_every_key_is_documented() -> None:
 
 
 def test_values_are_shown_on_one_line(tmp_path: Path) -> None:
-    """ganglion check prints each value in TOML's spelling."""
+    """Ganglion check prints each value in TOML's spelling."""
     configuration = read(tmp_path, "rules = [{ effect = 'deny', topics = 'a' }]")
     values = {name: shown(KEYS[name], value) for name, value in configuration.values.items()}
     assert values["listeners.mqtt"] == '["127.0.0.1:1883", "[::1]:1883"]'

@@ -58,7 +58,11 @@ def test_json_says_when_a_payload_is_no_text() -> None:
     assert "payload" not in shown
 
 
-@given(st.binary(), st.sampled_from(FORMATS), st.text(min_size=1).filter(lambda text: text.isprintable()))
+@given(
+    st.binary(),
+    st.sampled_from(FORMATS),
+    st.text(min_size=1).filter(lambda text: text.isprintable()),
+)
 def test_a_terminal_gets_no_control_characters(payload: bytes, form: str, topic: str) -> None:
     """Whatever is published, a person's terminal gets nothing but text, tabs and line ends."""
     shown = render(Publish(topic, payload), form, with_topic=True, terminal=True).decode()

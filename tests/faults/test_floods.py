@@ -1,0 +1,351 @@
+"""Too much of what is allowed: connections, levels, properties, retained messages, sessions."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from tests.faults.conftest import MIB, under_attack
+from tests.support import (
+    Closed,
+    Daemon,
+    RawClient,
+    connect_packet,
+    frame,
+    publish_packet,
+    start_daemon,
+    subscribe_packet,
+    text,
+    until,
+    varint,
+)
+
+
+def _is_served(port: int, source: str | None = None) -> bool:
+    with RawClient(port, source=source) as client:
+        try:
+            client.send(connect_packet("probe"))
+            return client.read_packet().raw == b"\x20\x02\x00\x00"
+        except (Closed, OSError):
+            return False
+
+
+def test_connections_in_total() -> None:
+    """Connections above the limit are closed; when there is room again, new ones are served."""
+    with (
+        start_daemon("--limit", "connections_max=20") as daemon,
+        under_attack(daemon),
+    ):
+        port = daemon.ports["mqtt"]
+        with ExitStack() as stack:
+            for number in range(19):
+                stack.enter_context(RawClient(port)).join(f"flood{number}")
+            for _ in range(20):
+                assert not _is_served(port)
+        until(lambda: _is_served(port), what="a connection after the flood")
+
+
+def test_connections_of_one_address() -> None:
+    """One address cannot take all connections; others are served meanwhile."""
+    with (
+        start_daemon("--limit", "connections_per_address_max=10") as daemon,
+        under_attack(daemon),
+    ):
+        port = daemon.ports["mqtt"]
+        with ExitStack() as stack:
+            for number in range(10):
+                stack.enter_context(RawClient(port, source="127.0.0.2")).join(f"flood{number}")
+            assert not _is_served(port, "127.0.0.2")
+            assert _is_served(port, "127.0.0.3")
+        until(lambda: _is_served(port, "127.0.0.2"), what="a connection after the flood")
+
+
+def test_connections_come_and_go(daemon: Daemon) -> None:
+    """Thousands of connections that end at every stage leave nothing behind."""
+    port = daemon.ports["mqtt"]
+    connect = connect_packet("churn", version=5, will=("will", b"x", 0, False))
+    with under_attack(daemon, growth_bytes=12 * MIB):
+        descriptors = daemon.descriptors()
+        for number in range(2000):
+            with RawClient(port) as client:
+                client.send(connect[: (0, 1, 9, len(connect))[number % 4]])
+                if number % 4 == 3:
+                    client.expect_kind(2)
+                if number % 2:
+                    client.reset()
+        until(lambda: daemon.descriptors() <= descriptors + 2, what="the descriptors' release")
+
+
+def test_topic_depth() -> None:
+    """Topics and filters of too many levels are refused with 0x90 and 0x8F (3.4.2.1, 3.9.3)."""
+    with start_daemon() as daemon, under_attack(daemon):
+        with RawClient(daemon.ports["mqtt"]) as client:
+            client.join("deep", version=5)
+            for levels in (129, 1000, 2000):
+                bomb = "/".join("a" * levels)
+                client.send(subscribe_packet(bomb, version=5))
+                assert client.expect_kind(9).body[-1] == 0x8F
+                client.send(publish_packet(bomb, b"", qos=1, version=5))
+                packet = client.read_packet()
+                assert packet.kind == 4
+                assert packet.body[2] == 0x90
+            client.ping()
+        with RawClient(daemon.ports["mqtt"]) as client:
+            client.join("deep", version=5)
+            # A will is checked too; and what cannot be refused more gently costs the connection.
+            client.send(publish_packet("/" * 4000, b"", version=5))
+            packets = client.read_to_end()
+            assert [packet.kind for packet in packets] == [14]
+            assert packets[0].body[0] == 0x90
+
+
+def test_deepest_topics_cost_little(daemon: Daemon) -> None:
+    """Distinct topics of the deepest allowed kind do not fill the memory."""
+    with under_attack(daemon), RawClient(daemon.ports["mqtt"]) as client:
+        client.join("deep")
+        for number in range(2000):
+            client.send(publish_packet("/".join([str(number)] * 128), b""))
+        client.ping()
+
+
+def test_wildcard_bomb(daemon: Daemon) -> None:
+    """Filters whose every level is a name or ``+`` all match at once, and others are served."""
+    levels = 11
+    filters = [
+        "/".join("+" if number >> level & 1 else "a" for level in range(levels))
+        for number in range(1 << levels)
+    ]
+    topic = "/".join("a" * levels)
+    with under_attack(daemon), RawClient(daemon.ports["mqtt"]) as client:
+        client.join("bomb")
+        for start in range(0, len(filters), 256):
+            client.subscribe(*filters[start : start + 256])
+        with RawClient(daemon.ports["mqtt"]) as publisher:
+            publisher.join("publisher")
+            for _ in range(20):
+                publisher.send(publish_packet(topic, b"x"))
+            publisher.ping()
+        for _ in range(20):
+            client.expect(publish_packet(topic, b"x"))
+
+
+def _user_properties(count: int) -> bytes:
+    return (b"\x26" + text("n") + text("v")) * count
+
+
+def test_property_flood(daemon: Daemon) -> None:
+    """More properties than the limit are refused with 0x97, in PUBLISH and CONNECT alike."""
+    with under_attack(daemon):
+        for count in (257, 20_000, 500_000):
+            with RawClient(daemon.ports["mqtt"]) as client:
+                client.join("properties", version=5)
+                client.send(publish_packet("t", b"", version=5, properties=_user_properties(count)))
+                packets = client.read_to_end()
+                assert [packet.kind for packet in packets] == [14]
+                assert packets[0].body[0] == 0x97
+        with RawClient(daemon.ports["mqtt"]) as client:
+            properties = _user_properties(257)
+            client.send(connect_packet("properties", version=5, properties=properties))
+            packets = client.read_to_end()
+            assert [packet.kind for packet in packets] in ([], [2])
+            assert all(packet.body[1] == 0x97 for packet in packets)
+
+
+def test_as_many_properties_as_allowed(daemon: Daemon) -> None:
+    """The limit itself is allowed, and all properties arrive in their order (3.3.2-18)."""
+    properties = b"".join(b"\x26" + text("n") + text(str(number)) for number in range(256))
+    with under_attack(daemon), RawClient(daemon.ports["mqtt"]) as client:
+        client.join("properties", version=5)
+        client.subscribe("t", version=5)
+        packet = publish_packet("t", b"x", version=5, properties=properties)
+        client.send(packet)
+        client.expect(packet)
+
+
+def test_retained_flood() -> None:
+    """Retained messages above their limit are refused with 0x97; those that are there stay."""
+    with (
+        start_daemon("--limit", "retained_messages_max=50") as daemon,
+        under_attack(daemon),
+        RawClient(daemon.ports["mqtt"]) as client,
+    ):
+        client.join("retainer", version=5)
+        answers: list[int] = []
+        for number in range(200):
+            topic = f"kept/{number}"
+            client.send(publish_packet(topic, b"x", qos=1, retain=True, version=5))
+            body = client.expect_kind(4).body
+            answers.append(body[2] if len(body) > 2 else 0)
+        assert all(code < 0x80 for code in answers[:50])
+        assert set(answers[50:]) == {0x97}
+        # A topic that is kept already may change, and removing one makes room for another.
+        client.send(publish_packet("kept/0", b"y", qos=1, retain=True, version=5))
+        assert client.expect_kind(4).body[2:3] in (b"", b"\x00", b"\x10")
+        client.send(publish_packet("kept/1", b"", qos=1, retain=True, version=5))
+        client.expect_kind(4)
+        client.send(publish_packet("kept/new", b"z", qos=1, retain=True, version=5))
+        assert client.expect_kind(4).body[2:3] in (b"", b"\x00", b"\x10")
+        with RawClient(daemon.ports["mqtt"]) as reader:
+            reader.join("reader")
+            reader.subscribe("kept/#")
+            topics = {reader.expect_kind(3).body[2:-1] for _ in range(50)}
+            assert len(topics) == 50
+            reader.ping()
+
+
+def test_retained_bytes() -> None:
+    """The bytes of retained messages have a limit of their own."""
+    with (
+        start_daemon("--limit", "retained_bytes_max=1000000") as daemon,
+        under_attack(daemon),
+        RawClient(daemon.ports["mqtt"]) as client,
+    ):
+        client.join("retainer", version=5)
+        accepted = 0
+        for number in range(200):
+            packet = publish_packet(f"kept/{number}", bytes(100_000), qos=1, retain=True, version=5)
+            client.send(packet)
+            body = client.expect_kind(4).body
+            if len(body) <= 2 or body[2] < 0x80:
+                accepted += 1
+            else:
+                assert body[2] == 0x97
+        assert 9 <= accepted <= 10
+
+
+def test_subscription_flood() -> None:
+    """A client gets as many subscriptions as the limit says; more are refused with 0x97."""
+    with (
+        start_daemon("--limit", "subscriptions_per_client_max=100") as daemon,
+        under_attack(daemon),
+        RawClient(daemon.ports["mqtt"]) as client,
+    ):
+        client.join("subscriber", version=5)
+        client.send(subscribe_packet(*(f"f/{each}" for each in range(150)), version=5))
+        codes = client.expect_kind(9).body[-150:]
+        assert codes == bytes(100) + b"\x97" * 50
+        # One that is there already may be renewed.
+        client.send(subscribe_packet("f/0", options=1, version=5))
+        assert client.expect_kind(9).body[-1] == 1
+
+
+def test_session_flood() -> None:
+    """Sessions that outlive their connections have a limit; a client over it is told 0x97."""
+    expiry = b"\x11" + (3600).to_bytes(4, "big")
+    with (
+        start_daemon("--limit", "sessions_max=20") as daemon,
+        under_attack(daemon),
+    ):
+        codes: list[int] = []
+        for number in range(40):
+            with RawClient(daemon.ports["mqtt"]) as client:
+                client.send(connect_packet(f"s{number}", version=5, clean=False, properties=expiry))
+                codes.append(client.expect_kind(2).body[1])
+        accepted = codes.count(0)
+        assert codes == [0] * accepted + [0x97] * (40 - accepted)
+        assert 15 <= accepted <= 20
+        with RawClient(daemon.ports["mqtt"]) as client:
+            client.join("s0", version=5, clean=False, properties=expiry)
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_receive_maximum(daemon: Daemon, qos: int) -> None:
+    """A client that has more QoS 2 messages open than allowed is closed with 0x93 (3.3.4-9).
+
+    QoS 1 messages are acknowledged as they come, so that they never get that many.
+    """
+    with under_attack(daemon), RawClient(daemon.ports["mqtt"]) as client:
+        client.join("sender", version=5)
+        flood = b"".join(
+            publish_packet("t", b"", qos=qos, packet_id=number, version=5)
+            for number in range(1, 1026)
+        )
+        client.send(flood + b"\xc0\x00")
+        if qos == 1:
+            for _ in range(1025):
+                client.expect_kind(4)
+            client.expect_kind(13)
+        else:
+            packets = client.read_to_end()
+            assert packets[-1].kind == 14
+            assert packets[-1].body[0] == 0x93
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_dollar_topics(daemon: Daemon, version: int) -> None:
+    """Nobody can publish as if he were the broker, and wildcards do not show $-topics (4.7.2-1)."""
+    with (
+        under_attack(daemon),
+        RawClient(daemon.ports["mqtt"]) as everything,
+        RawClient(daemon.ports["mqtt"]) as system,
+    ):
+        everything.join("everything")
+        everything.subscribe("#", "+/broker/fake")
+        system.join("system")
+        system.subscribe("$SYS/broker/fake", "$SYS/fake/#")
+        for topic in ("$SYS/broker/fake", "$SYS/fake/a", "$SYS", "$share/group/t", "$other/t"):
+            with RawClient(daemon.ports["mqtt"]) as client:
+                client.join("liar", version=version)
+                client.send(publish_packet(topic, b"lie", qos=1, retain=True, version=version))
+                try:
+                    packet = client.read_packet()
+                except Closed:
+                    continue
+                if version == 5 and topic.startswith("$SYS"):
+                    assert packet.kind in (4, 14)
+                    code = packet.body[2] if packet.kind == 4 else packet.body[0]
+                    assert code in (0x87, 0x90), f"{topic}: {packet.raw.hex(' ')}"
+        system.ping()
+        everything.ping()
+        with RawClient(daemon.ports["mqtt"]) as later:
+            later.join("later")
+            later.subscribe("$SYS/broker/fake", "$SYS/fake/#", "$SYS/broker/version")
+            assert later.expect_kind(3).body[2:].startswith(b"$SYS/broker/version")
+            later.ping()
+
+
+def test_topic_alias_flood(daemon: Daemon) -> None:
+    """An alias above the announced maximum ends the connection with 0x94 (3.3.2-9)."""
+    with under_attack(daemon), RawClient(daemon.ports["mqtt"]) as client:
+        client.join("aliases", version=5)
+        for alias in range(1, 257):
+            properties = b"\x23" + alias.to_bytes(2, "big")
+            client.send(publish_packet("a" * 4000, b"", version=5, properties=properties))
+        client.ping()
+        client.send(publish_packet("a", b"", version=5, properties=b"\x23\x01\x01"))
+        packets = client.read_to_end()
+        assert [packet.kind for packet in packets] == [14]
+        assert packets[0].body[0] == 0x94
+
+
+def test_rate() -> None:
+    """A client that sends more than its rate is not read until its second is over."""
+    with (
+        start_daemon("--limit", "receive_messages_per_s_max=100") as daemon,
+        under_attack(daemon),
+        RawClient(daemon.ports["mqtt"]) as observer,
+        RawClient(daemon.ports["mqtt"]) as client,
+    ):
+        observer.join("observer")
+        observer.subscribe("fast")
+        client.join("fast")
+        client.send(b"".join(publish_packet("fast", b"%03d" % each) for each in range(250)))
+        stamps = [float(observer.expect_kind(3).body[-3:]) for _ in range(250)]
+        assert stamps == [float(each) for each in range(250)]
+
+
+def test_unknown_packets_in_bulk(daemon: Daemon) -> None:
+    """A megabyte of empty packets in one write is read as fast as it comes, and answered."""
+    with under_attack(daemon, growth_bytes=32 * MIB), RawClient(daemon.ports["mqtt"]) as client:
+        client.join("pings")
+        client.send(b"\xc0\x00" * 50_000)
+        for _ in range(50_000):
+            client.expect_kind(13)
+
+
+def test_unsubscribe_flood(daemon: Daemon) -> None:
+    """Thousands of filters in one UNSUBSCRIBE get as many codes (3.11.3)."""
+    with under_attack(daemon), RawClient(daemon.ports["mqtt"]) as client:
+        client.join("unsubscriber", version=5)
+        filters = b"".join(text(f"f/{each}") for each in range(10_000))
+        client.send(frame(0xA2, b"\x00\x01" + varint(0) + filters))
+        assert client.expect_kind(11).body[3:] == b"\x11" * 10_000
