@@ -1,10 +1,10 @@
 """Ganglion side by side with Mosquitto and NATS: `make bench`, or ``python -m bench.compare``.
 
 Every scenario is run on all brokers in turn, several times, in alternating order, so that whatever
-else happens on the machine strikes all of them. What counts is the best run of each: noise can only
-make a broker look slower than it is. Each figure to reach is a ratio between two brokers (or two
-variants of Ganglion) that were measured within the same seconds; absolute rates say more about the
-machine.
+else happens on the machine strikes all of them. What counts is each one's median: a closed loop
+settles now into large batches and now into small ones, so that its best run is luck. Each figure to
+reach is a ratio between two brokers (or two variants of Ganglion) that were measured within the
+same seconds; absolute rates say more about the machine.
 
 The load comes from one thread (`load.c`). Where it used up its own core, the rate is marked: there
 the load was the limit, and the broker may be faster than shown.
@@ -41,7 +41,7 @@ __all__ = [
     "Row",
     "Scenario",
     "Variant",
-    "best",
+    "middle",
     "render",
     "rows",
     "turns",
@@ -241,33 +241,30 @@ def turns(scenario: Scenario, brokers: Sequence[str], rounds: int) -> list[tuple
     return order
 
 
-def best(measure: Measure, results: Iterable[Result]) -> Result | None:
-    """The best of several runs: the highest rate, or the lowest latency or memory.
-
-    None when no run came to its end.
-    """
-    ended = [each for each in results if each.value is not None]
-    return (max if measure == "rate" else min)(ended, key=_value, default=None)
+def middle(results: Iterable[Result]) -> Result | None:
+    """The run with the median value; of two in the middle the lower. None when all failed."""
+    ended = sorted((each for each in results if each.value is not None), key=_value)
+    return ended[(len(ended) - 1) // 2] if ended else None
 
 
 def rows(scenario: Scenario, results: Results) -> list[Row]:
     """The lines of the table for a scenario, one for every goal and for variants without one."""
-    bests = {key: best(scenario.measure, runs) for key, runs in results.items()}
+    middles = {key: middle(runs) for key, runs in results.items()}
     lines: list[Row] = []
     for index, variant in enumerate(scenario.variants):
         values = {
-            broker: _shown(scenario.measure, bests[index, broker])
+            broker: _shown(scenario.measure, middles[index, broker])
             for broker in variant.brokers
-            if (index, broker) in bests
+            if (index, broker) in middles
         }
         if not values:
             continue
-        own = bests.get((index, "ganglion"))
+        own = middles.get((index, "ganglion"))
         faulty = any(run.faults for run in results.get((index, "ganglion"), ()))
         for number, goal in enumerate(variant.goals or (None,)):
             ratio, reached = None, None
             if goal is not None and own is not None:
-                reference = None if goal.against is None else bests.get((0, goal.against))
+                reference = None if goal.against is None else middles.get((0, goal.against))
                 ratio, reached = _judge(scenario.measure, goal, own, reference)
             lines.append(
                 Row(
@@ -514,7 +511,8 @@ def main(arguments: Sequence[str]) -> int:
         f"\nGanglion {ganglion.__version__} on Python {machine['python']}, "
         f"Mosquitto {machine['mosquitto']}, NATS {machine['nats']}; "
         f"{machine['processor']}, Linux {machine['kernel']}; "
-        f"best of {plan.rounds} runs of {plan.duration_s:g} s; {time.monotonic() - began:.0f} s.\n"
+        f"median of {plan.rounds} runs of {plan.duration_s:g} s each, "
+        f"{time.monotonic() - began:.0f} s in all.\n"
         "* the load program was the limit   ! see the faults above"
     )
     if wanted.json:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import aiomqtt
 import pytest
@@ -97,8 +98,8 @@ def test_users_and_rules_are_enforced() -> None:
         "rules": [{"effect": "allow", "users": "ada", "topics": "round/#"}],
     }
     with broker_thread(**options) as running:
-        address = {"host": running.host, "port": running.port}
-        ada = Target(**address, user="ada", password=b"secret")
+        anybody = Target.parse(running.url)
+        ada = replace(anybody, user="ada", password=b"secret")
         assert round_trip(ada, b"allowed") == b"allowed"
         for user, password, reason in (
             ("ada", b"wrong", Reason.BAD_USER_NAME_OR_PASSWORD),
@@ -106,10 +107,10 @@ def test_users_and_rules_are_enforced() -> None:
             (None, None, Reason.NOT_AUTHORIZED),
         ):
             with pytest.raises(Refused) as caught:
-                MqttClient(Target(**address, user=user, password=password))
+                MqttClient(replace(anybody, user=user, password=password))
             assert caught.value.reason == reason
         with pytest.raises(Refused) as caught:
-            round_trip(Target(**address, user="bob", password=b"hidden"), b"denied")
+            round_trip(replace(anybody, user="bob", password=b"hidden"), b"denied")
         assert caught.value.reason == Reason.NOT_AUTHORIZED
 
 

@@ -5,9 +5,11 @@ them back as the `Sink` of a session. What time it is, its `Timers` say; when a 
 `flush` commits what has been recorded.
 """
 
+from collections import deque
 from collections.abc import Container
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from secrets import token_hex
 
 from ganglion import GanglionError
@@ -96,10 +98,10 @@ class Node:
     ) -> tuple[Session, bool]:
         """Connect a client: its session, and whether it was there already.
 
-        The caller greets the client, once the commit is durable, and then calls `start_session`: until
-        then nothing is sent. An earlier connection of the
-        same client identifier is closed (MQTT-3.1.4-3). Raises `NotAllowed` when the identifier
-        belongs to another user, `LimitReached` when no more sessions can be kept.
+        The caller greets the client, once that is durable, and then calls `start_session`: until
+        then nothing is sent. An earlier connection of the same client identifier is closed
+        (MQTT-3.1.4-3). Raises `NotAllowed` when the identifier belongs to another user,
+        `LimitReached` when no more sessions can be kept.
         """
         session = self.sessions.get(client.client_id)
         if session is not None and session.client.user != client.user:
@@ -130,6 +132,7 @@ class Node:
             session.expiry_s = expiry_s
             if was_durable and not session.is_durable():
                 self.journal.forget_session(session)
+                session.forget_numbers()
         session.will = will
         session.window = window
         session.connection = sink
@@ -195,6 +198,8 @@ class Node:
         if will is None:
             return
         message = will.message
+        if will.expiry_s is not None:  # 3.1.3.2.4: it counts from now
+            message.expires_at = self.timers.now + will.expiry_s
         client = session.client
         decision = self.may_publish(client, message.topic, message.qos, message.retain)
         if not decision.allowed:
@@ -429,15 +434,24 @@ class Node:
                 continue
             client = session.client
             decision = access.connect(client.user, client.address)
-            by_password = client.user is not None and client.user != client.certificate
+            user = client.user
             if not decision.allowed:
                 sink.expel(decision.rule)
-            elif by_password and users is not None and client.user not in users:
+            elif (
+                users is not None
+                and user is not None
+                and user != client.certificate  # which needs no password
+                and user not in users
+            ):
                 sink.expel("the user does not exist any more")
             else:
                 sink.access_changed()
 
     def _drop_forbidden(self, session: Session) -> None:
+        if session.replay:
+            session.replay = deque(
+                each for each in session.replay if self._may_receive(session, each[0].topic)
+            )
         if not session.inflight and not session.queue:
             return
 
@@ -500,7 +514,9 @@ class Node:
             if group is not None:
                 terms = replace(terms, group=group)
             by_number[client_id, number] = (message, terms, number)
-        for client_id, packet_id, number in journal.read_packet_ids(Kind.IN_FLIGHT):
+        # in order of sending, which is not that of the identifiers once they wrapped around
+        on_the_way = sorted(journal.read_packet_ids(Kind.IN_FLIGHT), key=itemgetter(2))
+        for client_id, packet_id, number in on_the_way:
             session = self.sessions[client_id]
             delivery = by_number.pop((client_id, number), None)
             session.load_in_flight(packet_id, delivery if number else RELEASED)

@@ -17,6 +17,8 @@ class Retained:
         self._by_topic: TopicTree[Message] = TopicTree()
         self.size_bytes = 0
         """Payload bytes of all of them."""
+        self._own_count = 0
+        self._own_bytes = 0  # of topics that begin with `$`: the node's own are not limited
 
     def __len__(self) -> int:
         """How many topics have a retained message."""
@@ -31,29 +33,38 @@ class Retained:
         old = self._messages.get(message.topic)
         if not message.payload or message.topic[:1] == "$":
             return True
-        if old is None and len(self._messages) >= limits.retained_messages_max:
+        count = len(self._messages) - self._own_count
+        if old is None and count >= limits.retained_messages_max:
             return False
         growth = len(message.payload) - (len(old.payload) if old else 0)
-        return growth <= 0 or self.size_bytes + growth <= limits.retained_bytes_max
+        size_bytes = self.size_bytes - self._own_bytes
+        return growth <= 0 or size_bytes + growth <= limits.retained_bytes_max
 
     def set(self, message: Message) -> None:
         """Keep the message for its topic in place of an earlier one."""
         topic = message.topic
         old = self._messages.get(topic)
         if old is not None:
-            self.size_bytes -= len(old.payload)
+            self._count(old, -1)
         self._messages[topic] = message
         self._by_topic.set(topic, message)
-        self.size_bytes += len(message.payload)
+        self._count(message, 1)
 
     def remove(self, topic: str) -> bool:
         """Keep nothing for the topic any more; whether there was anything."""
         old = self._messages.pop(topic, None)
         if old is None:
             return False
-        self.size_bytes -= len(old.payload)
         self._by_topic.remove(topic)
+        self._count(old, -1)
         return True
+
+    def _count(self, message: Message, sign: int) -> None:
+        size_bytes = sign * len(message.payload)
+        self.size_bytes += size_bytes
+        if message.topic[:1] == "$":
+            self._own_count += sign
+            self._own_bytes += size_bytes
 
     def matching(self, topic_filter: str) -> Iterator[Message]:
         """Every retained message that the (valid) filter matches."""

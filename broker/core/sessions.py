@@ -68,11 +68,13 @@ class Sink(Protocol):
 class Will:
     """What is published when the connection ends without a goodbye (MQTT 5.0 section 3.1.2.5)."""
 
-    __slots__ = ("delay_s", "message")
+    __slots__ = ("delay_s", "expiry_s", "message")
 
-    def __init__(self, message: Message, delay_s: int) -> None:
+    def __init__(self, message: Message, delay_s: int, expiry_s: int | None = None) -> None:
         self.message = message
         self.delay_s = delay_s
+        self.expiry_s = expiry_s
+        """Its Message Expiry Interval, which begins when it is published; None: it has none."""
 
 
 class Session:
@@ -92,6 +94,7 @@ class Session:
         "recorded_number",
         "replay",
         "reply_token",
+        "resending",
         "sink",
         "subscriptions",
         "timer",
@@ -129,6 +132,8 @@ class Session:
         self.will_timer: Timer | None = None
         self.timer: Timer | None = None
         """When the session expires."""
+        self.resending: deque[int] | None = None
+        """Identifiers in `inflight` that a new connection has not been sent yet."""
         self.reply_token: str | None = None
         """The level under ``_reply/`` that only this client may read."""
         self._journal = journal
@@ -182,6 +187,10 @@ class Session:
         sink = self.sink
         if sink is None:
             return
+        if self.resending:
+            self._pump_resending(self.resending, sink)
+            if self.resending:
+                return
         while True:
             if self.queue:
                 self._pump_queue(sink)
@@ -191,6 +200,18 @@ class Session:
             message, terms, _ = self.replay.popleft()
             if self._journal.is_retained(message):
                 self.deliver(message, terms)
+
+    def _pump_resending(self, resending: deque[int], sink: Sink) -> None:
+        inflight = self.inflight
+        while resending and len(inflight) - len(resending) < self.window and not sink.congested:
+            packet_id = resending.popleft()
+            if packet_id not in inflight:
+                continue
+            delivery = inflight[packet_id]
+            if delivery is None:  # RELEASED
+                sink.send_release(packet_id)
+            elif not sink.send(packet_id, delivery[0], delivery[1], True):
+                self._settle(packet_id, delivery)
 
     def _pump_queue(self, sink: Sink) -> None:
         queue = self.queue
@@ -268,7 +289,7 @@ class Session:
         if packet_id not in self.inflight:
             return False
         delivery = self.inflight[packet_id]
-        if delivery is not RELEASED:
+        if delivery is not None:  # not RELEASED yet
             self.inflight[packet_id] = RELEASED
             if delivery[2]:
                 self._journal.forget_queued(self, delivery[2])
@@ -295,17 +316,21 @@ class Session:
     def resume(self, sink: Sink) -> None:
         """A new connection has this session: send again what was not acknowledged (4.4.0-1)."""
         self.sink = sink
-        for packet_id, delivery in list(self.inflight.items()):
-            if delivery is RELEASED:
-                sink.send_release(packet_id)
-            elif not sink.send(packet_id, delivery[0], delivery[1], True):
-                self._settle(packet_id, delivery)
+        self.resending = deque(self.inflight) if self.inflight else None
         self.pump()
+
+    def forget_numbers(self) -> None:
+        """It is no longer durable: what is on the way or waits has no record any more."""
+        for packet_id, delivery in self.inflight.items():
+            if delivery is not None:
+                self.inflight[packet_id] = (delivery[0], delivery[1], 0)
+        if self.queue:
+            self.queue = deque((message, terms, 0) for message, terms, _ in self.queue)
 
     def disconnected(self) -> None:
         """Its connection has gone."""
         self.connection = self.sink = None
-        self.replay = None
+        self.replay = self.resending = None
 
     def start_replay(self, deliveries: Iterable[Delivery]) -> None:
         """Send these retained messages at the client's pace."""
@@ -332,7 +357,7 @@ class Session:
         """Remove and return what waits or is on the way and is `wanted`, in order."""
         taken: list[Delivery] = []
         for packet_id, delivery in list(self.inflight.items()):
-            if delivery is not RELEASED and wanted(delivery):
+            if delivery is not None and wanted(delivery):
                 self._settle(packet_id, delivery)
                 taken.append(delivery)
         if self.queue:

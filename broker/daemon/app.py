@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import trio
 
-from ganglion import __version__
+from ganglion import GanglionError, __version__
 from ganglion.broker.core.access import Access
 from ganglion.broker.core.authentication import Users
 from ganglion.broker.core.limits import Limits
@@ -40,10 +40,14 @@ from ganglion.broker.store.memory import MemoryStore
 from ganglion.protocols.mqtt.connection import MqttConnection
 from ganglion.protocols.mqtt.server import MqttServer, MqttSettings
 
-__all__ = ["Broker", "run"]
+__all__ = ["Broker", "NodeFailed", "run"]
 
 _SAME_WISH_S = 0.3
 _DESCRIPTORS_BESIDE_CONNECTIONS = 64  # listeners, files of the store, pollers, the log
+
+
+class NodeFailed(GanglionError):
+    """A fault in our own code stopped the node; the log has its traceback."""
 
 
 class Broker:
@@ -126,7 +130,9 @@ class Broker:
             self.authenticator.replace(users, users_exist=access.users_exist)
             self._connect_authenticator()
             self.reactor.set_limits(limits)
-            self.node.reload(limits=limits, access=access)
+            self.node.reload(
+                limits=limits, access=access, users=users if access.users_exist else None
+            )
 
         await self._in_tick(take_over)
 
@@ -166,7 +172,7 @@ def run(load: Callable[[], Configuration]) -> None:
     """Run a broker with the configuration that ``load`` gives, until a signal says stop.
 
     SIGHUP calls ``load`` again. Raises `ConfigurationError` and `CannotListen` before anything is
-    served.
+    served, and `NodeFailed` when it cannot go on.
     """
     configuration = load()
     materials = open_materials(configuration)
@@ -187,9 +193,19 @@ def run(load: Callable[[], Configuration]) -> None:
     try:
         for listener in configuration.listeners:
             _listen(broker, listener, materials)
-        trio.run(_Service(broker, configuration, materials, logs, load).run)
+        _run_service(_Service(broker, configuration, materials, logs, load), logs)
     finally:
         broker.close()
+
+
+def _run_service(service: "_Service", logs: Logs) -> None:
+    try:
+        trio.run(service.run)
+    except Exception as error:
+        logs.logger.error("internal error: the node stops", exc_info=error)
+        raise NodeFailed(
+            "the node stopped because of an internal error; please report it"
+        ) from None
 
 
 class _Service:
@@ -339,7 +355,7 @@ def _raise_descriptor_limit(limits: Limits, log: Log) -> None:
             resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         )
     if hard < wanted:
-        log.info(
+        log.debug(
             "fewer open files than connections",
             files_max=hard,
             connections_max=limits.connections_max,

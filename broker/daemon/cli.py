@@ -10,6 +10,7 @@ has a word for the case:
 =====  ==========================================================================================
 1      the answer is no (``check``, ``acl explain``, ``health``), or any error without its own code
 69     a broker or an address is not available: nobody listens, or the port is taken
+70     a fault of our own
 75     there was no answer, or not enough messages, in time
 77     the broker refused
 78     the configuration is not accepted
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
     from ganglion.broker.daemon.config import Configuration, Flag
     from ganglion.protocols.mqtt.properties import Properties
 
-__all__ = ["cli", "main"]
+__all__ = ["Failure", "cli", "main"]
 
 EXIT_NO = 1
 EXIT_UNAVAILABLE = 69
+EXIT_INTERNAL = 70
 EXIT_TIMEOUT = 75
 EXIT_REFUSED = 77
 EXIT_CONFIGURATION = 78
@@ -94,8 +96,13 @@ def _message(error: GanglionError) -> str:
 def _exit_code(error: GanglionError) -> int:
     from ganglion.broker.daemon import client, config
 
-    if type(error).__name__ == "CannotListen":  # its module brings trio along
-        return EXIT_UNAVAILABLE
+    match type(error).__name__:  # by name: to import them would bring the whole broker along
+        case "CannotListen":
+            return EXIT_UNAVAILABLE
+        case "NodeFailed":
+            return EXIT_INTERNAL
+        case _:
+            pass
     match error:
         case config.ConfigurationError():
             return EXIT_CONFIGURATION
@@ -212,10 +219,10 @@ def _flags(options: dict[str, Any]) -> "list[Flag]":
     return flags
 
 
-def _load(config: Path | None, **options: Any) -> "Configuration":
+def _load(config: Path | None, options: dict[str, Any], *, serving: bool) -> "Configuration":
     from ganglion.broker.daemon.config import load
 
-    return load(file=config, flags=_flags(options))
+    return load(file=config, flags=_flags(options), serving=serving)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -240,7 +247,7 @@ def serve(config: Path | None, **options: Any) -> None:
     from ganglion.broker.daemon import app
 
     with _failures():
-        app.run(lambda: _load(config, **options))
+        app.run(lambda: _load(config, options, serving=True))
 
 
 @cli.command()
@@ -256,7 +263,7 @@ def check(config: Path | None, **options: Any) -> None:
     from ganglion.broker.daemon.settings import KEYS
 
     try:
-        configuration = _load(config, **options)
+        configuration = _load(config, options, serving=True)
         materials = open_materials(configuration)
     except ConfigurationError as error:
         raise Failure(_message(error), EXIT_NO) from error
@@ -277,7 +284,7 @@ def limits(config: Path | None, as_json: bool, **options: Any) -> None:
     from ganglion.broker.core.limits import describe_limits
 
     with _failures():
-        configuration = _load(config, **options)
+        configuration = _load(config, options, serving=False)
     rows = [
         (name, value, configuration.sources[f"limits.{name}"], why)
         for name, value, why in describe_limits(configuration.limits)
@@ -325,7 +332,7 @@ def explain(
 
     with _failures():
         lines, allowed = explain_access(
-            _load(config, **options),
+            _load(config, options, serving=False),
             user,
             action,
             topic,
@@ -353,7 +360,7 @@ _passwd_options = _options(_config_option, _users_option, _data_option)
 
 
 def _users_path(config: Path | None, options: dict[str, Any]) -> Path:
-    configuration = _load(config, **options)
+    configuration = _load(config, options, serving=False)
     return configuration.users_file or configuration.data_directory / "users"
 
 
@@ -645,7 +652,7 @@ def health(url: str | None, timeout: float, config: Path | None) -> None:
 
     try:
         with _failures():
-            answer = check_health(url, lambda: _load(config), timeout)
+            answer = check_health(url, lambda: _load(config, {}, serving=False), timeout)
     except Failure as error:
         if isinstance(error.__cause__, HealthError):
             raise Failure(error.message, EXIT_NO) from None

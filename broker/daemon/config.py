@@ -169,13 +169,15 @@ def load(
     environment: Mapping[str, str] | None = None,
     flags: Sequence[Flag] = (),
     directory: Path | None = None,
+    serving: bool = True,
 ) -> Configuration:
     """The configuration from a file, the environment and flags, the later over the earlier.
 
     Without ``file`` the environment's ``GANGLION_CONFIG`` names it, and without that there is
     none. ``environment`` is the process's own unless given, and ``directory`` (to which relative
-    paths of the environment and of flags are relative) the current one. Raises
-    `ConfigurationError` with everything that is wrong.
+    paths of the environment and of flags are relative) the current one. With ``serving`` off the
+    configuration is only to be looked at: an open node that others could reach is accepted, so that
+    it can get its first user. Raises `ConfigurationError` with everything that is wrong.
     """
     environment = os.environ if environment is None else environment
     directory = Path.cwd() if directory is None else directory
@@ -200,6 +202,8 @@ def load(
     sources = {name: raw.source for name, raw in raws.items()}
     bad = {problem.key for problem in problems}
     complete = _complete(found, sources, bad, environment, problems)
+    if serving and not problems:
+        problems.extend(_exposure(complete))
     if problems:
         raise ConfigurationError(problems)
     return complete
@@ -402,7 +406,6 @@ def _contradictions(configuration: Configuration) -> Iterable[Problem]:
         if tls.use_certificate_as_user and tls.client_certificates == "no":
             rule = 'needs tls.client_certificates to be "optional" or "required"'
             yield problem("tls.use_certificate_as_user", rule)
-    yield from _exposure(configuration)
 
 
 def _exposure(configuration: Configuration) -> Iterable[Problem]:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import trio
 
@@ -65,6 +66,7 @@ class SocketEndpoint:
         "_closing",
         "_gone",
         "_interest",
+        "_is_lingering",
         "_layer",
         "_output",
         "_paused",
@@ -100,6 +102,7 @@ class SocketEndpoint:
         self._paused = False
         self._closing: str | None = None  # why, once `close` was called
         self._gone = False
+        self._is_lingering = False
         self._wait_until = 0.0  # when a peer that takes nothing, or lingers, is given up
         self.fd = connection.fileno()
         self.peer = peer
@@ -280,6 +283,7 @@ class SocketEndpoint:
         self._closing = reason
         self._wait_until = 0.0
         if linger:
+            self._is_lingering = True
             self._wait_for(_LINGER_S)
             if self._paused:
                 self.resume_reading()
@@ -297,9 +301,10 @@ class SocketEndpoint:
                 self._socket.send(self._layer.close())
             except OSError:
                 pass  # it is a courtesy
-        if self in self._reactor.waiting and not self._paused:  # lingering
+        if self._is_lingering:
             try:
                 self._socket.shutdown(socket.SHUT_WR)
+                self._reactor.wait_for(self)
                 return
             except OSError:
                 pass  # the peer has gone already
@@ -480,7 +485,7 @@ class Reactor:
     def adopt(
         self,
         connection: socket.socket,
-        name: object,
+        name: Any,  # what accept says of the peer: a tuple, or text for a Unix socket
         make_protocol: Callable[[], Protocol],
         tls: TlsContext | None,
         now: float,
@@ -490,7 +495,6 @@ class Reactor:
         if connection.family == socket.AF_UNIX:
             peer = "unix"
         else:
-            assert isinstance(name, tuple)
             peer = plain_ip(str(name[0]))
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.statistics.sockets_opened += 1
@@ -617,8 +621,12 @@ class Reactor:
             except Exception:  # noqa: BLE001 - a fault of ours costs one connection
                 self._contain(endpoint)
         deadline = timers.next_deadline()
-        if deadline is not None and deadline <= now:
-            timers.run(now)
+        while deadline is not None and deadline <= now:
+            try:
+                timers.run(now)
+            except Exception:  # noqa: BLE001 - a fault of ours costs one callback
+                self._contain(None)
+            deadline = timers.next_deadline()
         self._end_of_tick()
         while self.dirty:
             dirty, self.dirty = self.dirty, []
@@ -628,14 +636,17 @@ class Reactor:
                 except Exception:  # noqa: BLE001 - as above
                     self._contain(endpoint)
 
-    def _contain(self, endpoint: SocketEndpoint | Listener) -> None:
+    def _contain(self, endpoint: SocketEndpoint | Listener | None) -> None:
         """A fault in our own code costs the connection in which it showed, not the node."""
         self.statistics.drop("connection: internal error")
         self.log.warning("internal error", traceback=traceback.format_exc(), advice="report it")
         if "pytest" in sys.modules:
             traceback.print_exc()
         if isinstance(endpoint, SocketEndpoint):
-            endpoint.lose("internal error")
+            try:
+                endpoint.lose("internal error")
+            except Exception:  # noqa: BLE001 - it is closed already: only its protocol failed again
+                self.log.warning("internal error", traceback=traceback.format_exc())
 
     def _set_alarm(self) -> None:
         deadline = self.timers.next_deadline()
@@ -646,6 +657,7 @@ class Reactor:
     async def _sleep_until_deadlines(self) -> None:
         while True:
             with trio.CancelScope() as self._alarm_scope:
+                self._set_alarm()
                 await trio.sleep_forever()
             self._alarm_at = float("inf")
             os.eventfd_write(self._alarm, 1)

@@ -36,7 +36,7 @@ class IncomingAliases:
 
 
 class OutgoingAliases:
-    """The aliases that the node gives: to the first topics that the client gets, until it is full."""
+    """The aliases that the node gives to the first topics the client gets, as many as it takes."""
 
     __slots__ = ("_aliases", "_maximum")
 

@@ -13,10 +13,9 @@ msg/s where each packet parsed by itself gave 480k).
 
 from functools import partial
 
-from ganglion.broker.core.authentication import Challenge, Failure, Success
 from ganglion.broker.core.message import Message, Terms
 from ganglion.broker.core.node import LimitReached
-from ganglion.broker.core.router import Outlet, Route
+from ganglion.broker.core.router import Outlet, Route, Subscription
 from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.timers import Timer
 from ganglion.broker.core.topics import (
@@ -27,7 +26,7 @@ from ganglion.broker.core.topics import (
 from ganglion.broker.net import Endpoint
 from ganglion.protocols.mqtt.aliases import IncomingAliases, OutgoingAliases
 from ganglion.protocols.mqtt.codec import decode, encode, read_header
-from ganglion.protocols.mqtt.greeting import Authentication, Greeting
+from ganglion.protocols.mqtt.greeting import Authentication, Greeting, reauthenticate
 from ganglion.protocols.mqtt.packets import (
     V5,
     V311,
@@ -50,6 +49,7 @@ from ganglion.protocols.mqtt.properties import Properties
 from ganglion.protocols.mqtt.publishing import (
     FORM_3,
     FORM_5,
+    check_response_topic,
     message_properties,
     wire_form,
 )
@@ -69,12 +69,18 @@ __all__ = ["MqttConnection"]
 _ROUTES_MAX = 1024  # topics whose authorisation a connection remembers; all are forgotten beyond
 _EVERYTHING = 0b111111  # a publish mask that allows every QoS with and without retain
 _NO_LIMIT = 2**31
+_CHUNK_MIN = 4096  # bytes; what came before is copied for a smaller one
 
 _NO_ROUTES: dict[bytes, Route] = {}  # stands for none yet: most connections never publish
 _FAST_ACKS = frozenset((0x40, 0x50, 0x62, 0x70))  # PUBACK, PUBREC, PUBREL, PUBCOMP
 _FROM_SERVER = frozenset(
     (PacketType.CONNACK, PacketType.SUBACK, PacketType.UNSUBACK, PacketType.PINGRESP)
 )
+
+
+def _too_many_unacknowledged(maximum: int) -> ProtocolViolation:
+    text = f"more than Receive Maximum = {maximum} messages are unacknowledged (MQTT-3.3.4-9)"
+    return ProtocolViolation(text, Reason.RECEIVE_MAXIMUM_EXCEEDED)
 
 
 class MqttConnection:
@@ -151,7 +157,10 @@ class MqttConnection:
         self.last_received = now
         chunks = self._chunks
         if chunks is not None:
-            chunks.append(data)
+            if len(chunks[-1]) < _CHUNK_MIN:  # many tiny ones would cost many times their bytes
+                chunks[-1] += data
+            else:
+                chunks.append(data)
             self._chunks_size += len(data)
             if self._chunks_size < self._needed or self.is_waiting:
                 return
@@ -249,6 +258,8 @@ class MqttConnection:
         """Read every whole packet from `pos` on; the position after them."""
         node = self.server.node
         limit = node.limits.packet_size_max_bytes
+        unacknowledged_max = node.limits.receive_max if self.version == V5 else _NO_LIMIT
+        unacknowledged = 0  # QoS 1 messages of this read: their PUBACKs are sent after it
         publish = node.publish
         statistics = node.statistics
         routes = self._routes
@@ -325,6 +336,9 @@ class MqttConnection:
                             statistics.publish_received += 1
                             statistics.publish_bytes_received += end - pos
                             if first == 0x32:
+                                unacknowledged += 1
+                                if unacknowledged > unacknowledged_max:
+                                    raise _too_many_unacknowledged(unacknowledged_max)
                                 message = Message(route.topic, data[payload_at:end], 1)
                                 ack = b"\x40\2" + packet_id
                             else:
@@ -339,7 +353,11 @@ class MqttConnection:
                             count = publish(message, route, session)
                             if is_v5 and not count and first == 0x32:
                                 ack = b"\x40\3" + packet_id + b"\x10"  # nobody wants it
-                            if message.durable or self._acks_waiting:
+                            if (
+                                message.durable
+                                or self._acks_waiting
+                                or (first == 0x34 and session.expiry_s)  # noted in `_is_new`
+                            ):
                                 self._acknowledge(ack, acks, durable=True)
                             else:
                                 acks.append(ack)
@@ -361,6 +379,10 @@ class MqttConnection:
                     self.endpoint.write(b"".join(acks))
                     statistics.other_packets_sent += len(acks)
                     acks.clear()
+                if first & 0xF6 == 0x32:
+                    unacknowledged += 1
+                    if unacknowledged > unacknowledged_max:
+                        raise _too_many_unacknowledged(unacknowledged_max)
                 self._dispatch(session, first, data, start, end)
                 pos = end
                 if self.session is None:
@@ -376,7 +398,7 @@ class MqttConnection:
         if error is not None:
             self._fail(error)
             return size
-        if session.queue or session.replay:
+        if session.queue or session.replay or session.resending:
             session.pump()
         return pos
 
@@ -393,11 +415,11 @@ class MqttConnection:
         pause_s = self._bucket.take(messages, size_bytes, self.server.node.limits, now)
         if pause_s > 0 and not self.is_closed:
             self.endpoint.pause_reading()
+            self.last_received = now + pause_s  # till then it is we who do not listen
             self.server.node.timers.at(now + pause_s, self._resume_rate)
 
-    def _resume_rate(self, now: float) -> None:
+    def _resume_rate(self, _now: float) -> None:
         if not self.is_closed:
-            self.last_received = now  # it was we who did not listen
             self.endpoint.resume_reading()
 
     # -- QoS 1 and 2 flows -----------------------------------------------------------------------
@@ -410,11 +432,7 @@ class MqttConnection:
         if packet_id in received:
             return False
         if self.version == V5 and len(received) >= self.server.node.limits.receive_max:
-            raise ProtocolViolation(
-                f"more than Receive Maximum = {len(received)} messages are unacknowledged "
-                "(MQTT-3.3.4-9)",
-                Reason.RECEIVE_MAXIMUM_EXCEEDED,
-            )
+            raise _too_many_unacknowledged(len(received))
         received.add(packet_id)
         if session.is_durable():
             self.server.node.journal.put_received(session, packet_id)
@@ -453,7 +471,7 @@ class MqttConnection:
                 return False
             # an unknown identifier is answered alike: the client may repeat what we have forgotten
             session.received_by_client(number)
-            acks.append(b"\x62\2" + packet_id)
+            self._acknowledge(b"\x62\2" + packet_id, acks, durable=session.is_durable())
         elif first == 0x62:  # PUBREL
             received = session.received
             if received is not None and number in received:
@@ -481,7 +499,8 @@ class MqttConnection:
                     session.acknowledged(number)
                 else:
                     session.received_by_client(number)
-                    self._write(Pubrel(number))
+                    answer = encode(Pubrel(number), self.version)
+                    self._acknowledge(answer, None, durable=session.is_durable())
             case Pubrel():
                 acks: list[bytes] = []
                 self._on_ack(session, 0x62, number.to_bytes(2, "big"), acks)
@@ -556,7 +575,7 @@ class MqttConnection:
                 limit = node.limits.topic_alias_max
                 topic = self._aliases_in.resolve(topic, properties.topic_alias, limit)
             if properties.response_topic is not None:
-                self._check_response_topic(properties.response_topic)
+                check_response_topic(properties.response_topic, node.limits)
             about = message_properties(properties)
             if properties.message_expiry_interval is not None:
                 expires_at = node.timers.now + properties.message_expiry_interval
@@ -584,7 +603,7 @@ class MqttConnection:
         count = 0
         if reason is Reason.SUCCESS:
             try:
-                count = node.publish(message, self._route(topic), session)
+                count = node.publish(message, node.router.route(topic), session)
             except LimitReached as error:
                 reason, text = Reason.QUOTA_EXCEEDED, str(error)
                 client = session.client
@@ -627,15 +646,6 @@ class MqttConnection:
             routes = self._routes = {}
         routes[topic.encode()] = self.server.node.router.route(topic)
 
-    def _route(self, topic: str) -> Route:
-        return self.server.node.router.route(topic)
-
-    def _check_response_topic(self, topic: str) -> None:
-        try:
-            check_topic_name(topic, self.server.node.limits)
-        except InvalidTopic as error:
-            raise ProtocolViolation(f"response topic: {error} (MQTT-3.3.2-14)") from None
-
     def _answer_publish(
         self, packet: Publish, reason: Reason, *, durable: bool, text: str = ""
     ) -> None:
@@ -662,8 +672,16 @@ class MqttConnection:
         properties = self.reason_string("; ".join(texts))
         answer = encode(Suback(packet.packet_id, reasons, properties), self.version)
         self._acknowledge(answer, None, durable=session.is_durable())
-        for subscription in with_retained:
-            self.server.node.send_retained(subscription)
+        if self._acks_waiting:  # SUBACK comes first
+            send = partial(self._send_retained, with_retained)
+            self.server.node.journal.commits.after_commit(send)
+        else:
+            self._send_retained(with_retained)
+
+    def _send_retained(self, subscriptions: list[Subscription]) -> None:
+        if not self.is_closed:
+            for subscription in subscriptions:
+                self.server.node.send_retained(subscription)
 
     def _on_unsubscribe(self, session: Session, packet: Unsubscribe) -> None:
         reasons = unsubscribe(self.server, session, packet)
@@ -673,30 +691,13 @@ class MqttConnection:
     # -- AUTH and DISCONNECT ---------------------------------------------------------------------
 
     def _on_auth(self, session: Session, packet: Auth) -> None:
-        """Re-authentication (4.12.1)."""
-        authentication = self.authentication
-        properties = packet.properties or Properties()
-        if authentication is None or properties.authentication_method != authentication.method:
-            raise ProtocolViolation("AUTH with another method than CONNECT had (MQTT-4.12.1-1)")
-        if packet.reason == Reason.REAUTHENTICATE:
-            authentication.mechanism = self.server.mechanisms[authentication.method]()
-        elif packet.reason != Reason.CONTINUE_AUTHENTICATION:
-            raise ProtocolViolation("AUTH from a client continues or re-authenticates (3.15.2.1)")
-        answer = Properties(authentication_method=authentication.method)
-        match authentication.mechanism.step(properties.authentication_data or b""):
-            case Challenge(data=challenge):
-                answer.authentication_data = challenge
-                self._write(Auth(Reason.CONTINUE_AUTHENTICATION, answer))
-            case Success(user=user, data=final):
-                if user != session.client.user:
-                    raise ProtocolViolation(
-                        "re-authentication as another user", Reason.NOT_AUTHORIZED
-                    )
-                answer.authentication_data = final
-                self._write(Auth(Reason.SUCCESS, answer))
-            case Failure(reason=reason):
-                self.server.node.refusals.refuse("authenticate", session.client, reason)
-                raise ProtocolViolation(reason, Reason.NOT_AUTHORIZED)
+        assert self.authentication is not None  # _dispatch has seen to it
+        try:
+            self._write(reauthenticate(self.server, session, self.authentication, packet))
+        except ProtocolViolation as error:
+            if error.reason is Reason.NOT_AUTHORIZED:
+                self.server.node.refusals.refuse("authenticate", session.client, str(error))
+            raise
 
     def _on_disconnect(self, packet: Disconnect) -> None:
         expiry_s = packet.properties.session_expiry_interval if packet.properties else None
@@ -743,7 +744,7 @@ class MqttConnection:
     def _check_keep_alive(self, now: float) -> None:
         if self.session is None:
             return
-        if now - self.last_received < 1.5 * self.keep_alive_s:
+        if now < self.last_received + 1.5 * self.keep_alive_s:
             self._watch_keep_alive()
         else:
             self._fail(
@@ -853,7 +854,8 @@ class MqttConnection:
         self._say_goodbye(error.reason, str(error))
 
     def _say_goodbye(self, reason: Reason, text: str) -> None:
-        if self.version == V5 and not self.is_closed:
+        # not before CONNACK (MQTT-3.14.0-1)
+        if self.version == V5 and not self.is_closed and self._greeting is None:
             if reason not in ALLOWED_REASONS[PacketType.DISCONNECT]:
                 reason = Reason.UNSPECIFIED_ERROR
             self._write(Disconnect(reason, self.reason_string(text)))

@@ -28,7 +28,7 @@ from ganglion.protocols.mqtt.packets import (
 )
 from ganglion.protocols.mqtt.packets import Will as WillRequest
 from ganglion.protocols.mqtt.properties import Properties
-from ganglion.protocols.mqtt.publishing import message_properties
+from ganglion.protocols.mqtt.publishing import check_response_topic, message_properties
 from ganglion.protocols.mqtt.reasons import (
     MqttError,
     ProtocolViolation,
@@ -38,8 +38,9 @@ from ganglion.protocols.mqtt.reasons import (
 
 if TYPE_CHECKING:
     from ganglion.protocols.mqtt.connection import MqttConnection
+    from ganglion.protocols.mqtt.server import MqttServer
 
-__all__ = ["Authentication", "Greeting"]
+__all__ = ["Authentication", "Greeting", "reauthenticate"]
 
 _RECEIVE_MAXIMUM_DEFAULT = 65_535  # 3.1.2.11.3
 _GIVEN_ID_PREFIX = "auto-"
@@ -59,6 +60,31 @@ class Authentication:
 
     method: str
     mechanism: Mechanism
+
+
+def reauthenticate(
+    server: "MqttServer", session: Session, authentication: Authentication, packet: Auth
+) -> Auth:
+    """The answer to an AUTH of a connected client (4.12.1); raises `ProtocolViolation`."""
+    properties = packet.properties or Properties()
+    if properties.authentication_method != authentication.method:
+        raise ProtocolViolation("AUTH with another method than CONNECT had (MQTT-4.12.1-1)")
+    if packet.reason == Reason.REAUTHENTICATE:
+        authentication.mechanism = server.mechanisms[authentication.method]()
+    elif packet.reason != Reason.CONTINUE_AUTHENTICATION:
+        raise ProtocolViolation("AUTH from a client continues or re-authenticates (3.15.2.1)")
+    answer = Properties(authentication_method=authentication.method)
+    match authentication.mechanism.step(properties.authentication_data or b""):
+        case Challenge(data=challenge):
+            answer.authentication_data = challenge
+            return Auth(Reason.CONTINUE_AUTHENTICATION, answer)
+        case Failure(reason=reason):
+            raise ProtocolViolation(reason, Reason.NOT_AUTHORIZED)
+        case Success(user=user, data=final):
+            if user != session.client.user:
+                raise ProtocolViolation("re-authentication as another user", Reason.NOT_AUTHORIZED)
+            answer.authentication_data = final
+            return Auth(Reason.SUCCESS, answer)
 
 
 class Greeting:
@@ -145,10 +171,7 @@ class Greeting:
             raise _Refused("the will is to be retained", Reason.RETAIN_NOT_SUPPORTED)
         response_topic = will.properties.response_topic if will.properties else None
         if response_topic is not None:
-            try:
-                check_topic_name(response_topic, self._connection.server.node.limits)
-            except InvalidTopic as error:
-                raise ProtocolViolation(f"will: response topic: {error}") from None
+            check_response_topic(response_topic, self._connection.server.node.limits)
         if (
             settings.check_payload_format
             and will.properties is not None
@@ -262,7 +285,7 @@ class Greeting:
         else:
             expiry_s = 0 if packet.clean_start else NEVER_EXPIRES
         receive_maximum = properties.receive_maximum or _RECEIVE_MAXIMUM_DEFAULT
-        will = self._make_will(packet.will, node.timers.now) if packet.will is not None else None
+        will = self._make_will(packet.will) if packet.will is not None else None
         try:
             session, present = node.open_session(
                 client,
@@ -319,18 +342,12 @@ class Greeting:
         if not settings.shared_subscriptions:
             answer.shared_subscription_available = 0
 
-    def _make_will(self, will: WillRequest, now: float) -> Will:
+    def _make_will(self, will: WillRequest) -> Will:
         properties = will.properties or Properties()
-        interval = properties.message_expiry_interval
-        message = Message(
-            will.topic,
-            will.payload,
-            will.qos,
-            will.retain,
-            message_properties(properties),
-            None if interval is None else now + interval,
-        )
-        return Will(message, properties.will_delay_interval or 0)
+        about = message_properties(properties)
+        message = Message(will.topic, will.payload, will.qos, will.retain, about)
+        delay_s = properties.will_delay_interval or 0
+        return Will(message, delay_s, properties.message_expiry_interval)
 
     # -- refusals --------------------------------------------------------------------------------
 

@@ -8,22 +8,28 @@ interval) is encoded for one client alone.
 
 from math import ceil
 
+from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.message import Message, MessageProperties, Terms
+from ganglion.broker.core.topics import InvalidTopic, check_topic_name
 from ganglion.protocols.mqtt.codec import encode_length
 from ganglion.protocols.mqtt.packets import V5
 from ganglion.protocols.mqtt.properties import Properties, encode_properties
+from ganglion.protocols.mqtt.reasons import ProtocolViolation
 
-__all__ = ["FORM_3", "FORM_5", "form_key", "message_properties", "packet_properties", "wire_form"]
+__all__ = [
+    "FORM_3",
+    "FORM_5",
+    "check_response_topic",
+    "message_properties",
+    "packet_properties",
+    "wire_form",
+]
 
+# The key of an encoding in `Message.forms` is form << 3 | qos << 1 | retain.
 FORM_3 = 0
 """The wire form of MQTT 3.1 and 3.1.1."""
 FORM_5 = 1
 """The wire form of MQTT 5.0."""
-
-
-def form_key(form: int, qos: int, retain: bool = False) -> int:
-    """The key in `Message.forms`."""
-    return form << 3 | qos << 1 | retain
 
 
 def wire_form(
@@ -74,6 +80,14 @@ def packet_properties(
     if alias:
         properties.topic_alias = alias
     return properties
+
+
+def check_response_topic(topic: str, limits: Limits) -> None:
+    """Raise `ProtocolViolation` unless replies can be published there (3.3.2.3.5)."""
+    try:
+        check_topic_name(topic, limits)
+    except InvalidTopic as error:
+        raise ProtocolViolation(f"response topic: {error} (MQTT-3.3.2-14)") from None
 
 
 def message_properties(properties: Properties) -> MessageProperties | None:

@@ -13,7 +13,7 @@ from bench.compare import (
     Row,
     Scenario,
     Variant,
-    best,
+    middle,
     render,
     rows,
     turns,
@@ -47,15 +47,12 @@ def test_every_round_runs_everything_and_alternate_rounds_run_backwards() -> Non
     assert order == [*once, *once[::-1], *once]
 
 
-def test_the_best_run_is_the_fastest_or_the_one_of_least_delay() -> None:
-    """Rates count upwards, latency and memory downwards, and failed runs do not count."""
-    three = runs(2.0, None, 3.0, 1.0)
-    fastest, least, smallest = best("rate", three), best("latency", three), best("memory", three)
-    assert fastest is not None
-    assert least is not None
-    assert smallest is not None
-    assert (fastest.value, least.value, smallest.value) == (3.0, 1.0, 1.0)
-    assert best("rate", runs(None, None)) is None
+def test_the_run_that_counts_is_the_one_in_the_middle() -> None:
+    """One lucky or unlucky run changes nothing, and runs that failed do not count."""
+    assert middle(runs(2.0, None, 900.0, 1.0)) == Result(2.0)
+    assert middle(runs(4.0, 3.0, 2.0, 1.0)) == Result(2.0)
+    assert middle(runs(None, None)) is None
+    assert middle([]) is None
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ class SlowUsers(Users):
     def __init__(self) -> None:
         super().__init__()
         self.go = threading.Event()
+        self.verifying = threading.Event()
         self.asked: list[tuple[str, bytes]] = []
         self.right: dict[tuple[str, bytes], bool] = {}
         self.broken = False
@@ -26,6 +27,7 @@ class SlowUsers(Users):
     def verify(self, name: str, password: bytes) -> bool:
         """Wait for the test; every password that is the name is right."""
         self.asked.append((name, password))
+        self.verifying.set()
         assert self.go.wait(10)
         if self.broken:
             raise VerificationUnavailable("no memory")
@@ -55,7 +57,6 @@ class Verdicts:
 
     def __init__(self) -> None:
         self.given: dict[str, list[bool]] = {}
-        self._news = trio.Condition()
         self._changed = trio.Event()
 
     def of(self, name: str) -> Callable[[bool], None]:
@@ -140,9 +141,7 @@ async def test_a_reload_during_a_verification_counts(nursery: trio.Nursery) -> N
     judge = authenticator(users)
     nursery.start_soon(judge.run)
     judge("ada", b"ada", verdicts.of("ada"))
-    with trio.fail_after(10):
-        while not users.asked:
-            await trio.sleep(0.001)
+    assert await trio.to_thread.run_sync(users.verifying.wait, 10)
     after = SlowUsers()
     after.right["ada", b"ada"] = False
     judge.replace(after, users_exist=True)

@@ -9,12 +9,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ganglion import __version__
-from ganglion.broker.core.limits import describe_limits
+from ganglion.broker.core.limits import Limits, describe_limits
+from ganglion.broker.daemon import app
 from ganglion.broker.daemon import cli as cli_module
 from ganglion.broker.daemon.cli import cli
 from ganglion.broker.daemon.settings import KEYS
 from ganglion.testing import RunningBroker, broker_thread
 
+LIMITS_AND_REASONS = {name: why for name, _, why in describe_limits(Limits())}
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
@@ -88,7 +90,7 @@ def test_check_shows_every_value_and_its_source(tmp_path: Path) -> None:
     assert "The configuration is accepted." in result.stdout
 
 
-def test_check_tells_all_problems_and_fails(tmp_path: Path) -> None:
+def test_check_tells_all_problems_and_fails() -> None:
     """A configuration that is not accepted gives exit code 1 and every reason."""
     result = run("check", "--mqtts", "127.0.0.1", "--limit", "recieve_max=1", "--limit", "x=1")
     assert result.exit_code == 1
@@ -120,29 +122,35 @@ def test_a_port_in_use_is_one_line(ganglion_broker: RunningBroker) -> None:
     assert address in result.stderr
 
 
+def test_a_fault_of_our_own_is_logged_and_has_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When the node cannot go on, the traceback is in the log's own form, and the code is 70."""
+
+    async def fail(_broker: app.Broker) -> None:
+        raise ZeroDivisionError("by accident")
+
+    monkeypatch.setattr(app.Broker, "run", fail)
+    result = run("serve", "--mqtt", "127.0.0.1:0", "--log-format", "json")
+    assert result.exit_code == 70
+    *log, last = result.stderr.splitlines()
+    assert "report it" in last
+    assert "by accident" in json.loads(log[-1])["exception"]
+
+
 def test_limits_are_listed_with_their_reasons(tmp_path: Path) -> None:
     """Every limit is shown with value, source and why, for people and for programs."""
     (tmp_path / "g.toml").write_text("[limits]\nreceive_max = 3")
     shown = json.loads(run("limits", "--json", "--config", "g.toml").stdout)
-    assert [each["name"] for each in shown] == list(KEYS_OF_LIMITS)
+    assert [each["name"] for each in shown] == list(LIMITS_AND_REASONS)
     by_name = {each["name"]: each for each in shown}
     assert by_name["receive_max"]["value"] == 3
     assert by_name["receive_max"]["source"] == "file g.toml"
     assert by_name["inflight_max"]["source"] == "default"
     table = run("limits", "--limit", "receive_max=4").stdout
-    for name, why in KEYS_OF_LIMITS.items():
+    for name, why in LIMITS_AND_REASONS.items():
         assert name in table
         assert why in table
-
-
-def limits_and_reasons() -> dict[str, str]:
-    """The names of all limits in order, with their reasons."""
-    from ganglion.broker.core.limits import Limits
-
-    return {name: why for name, _, why in describe_limits(Limits())}
-
-
-KEYS_OF_LIMITS = limits_and_reasons()
 
 
 def test_a_limit_needs_a_value() -> None:
@@ -168,6 +176,16 @@ def test_users_are_managed_by_passwd(tmp_path: Path) -> None:
     assert run("passwd", "delete", "ada").exit_code == 1
     assert run("passwd", "list").stdout == ""
     assert run("passwd", "list", "--users", "missing").exit_code == 1
+
+
+@pytest.mark.slow
+def test_an_open_container_can_get_its_first_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where serve refuses for want of users, passwd adds the first one, and serve would start."""
+    monkeypatch.setenv("GANGLION_LISTENERS_MQTT", "0.0.0.0:1883")
+    assert run("check").exit_code == 1
+    assert run("limits").exit_code == 0
+    assert run("passwd", "add", "ada", stdin="secret\n").exit_code == 0
+    assert run("check").exit_code == 0
 
 
 def test_a_password_is_never_an_argument() -> None:
@@ -334,6 +352,6 @@ def test_exit_codes_are_documented() -> None:
     """docs/command-line.md has a row for each exit code of its own."""
     text = (DOCS / "command-line.md").read_text()
     codes = [value for name, value in vars(cli_module).items() if name.startswith("EXIT_")]
-    assert len(codes) == 6
+    assert len(codes) == 7
     for code in codes:
         assert f"| {code} |" in text

@@ -54,7 +54,7 @@ def script(*steps: Packet | bytes | None) -> Generator[Target, None, None]:
 
     None answers nothing to that packet. The errors of its thread come out of the context.
     """
-    errors: list[BaseException] = []
+    errors: list[Exception] = []
 
     def serve(listening: socket.socket) -> None:
         try:
@@ -62,7 +62,7 @@ def script(*steps: Packet | bytes | None) -> Generator[Target, None, None]:
             with connection:
                 connection.settimeout(10)
                 answer_each(connection)
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - raised where the test can see it
             errors.append(error)
 
     def answer_each(connection: socket.socket) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ganglion.broker.core.limits import Limits
+from ganglion.broker.daemon.cli import EXIT_CONFIGURATION
 from ganglion.broker.daemon.config import (
     Configuration,
     ConfigurationError,
@@ -21,6 +22,7 @@ from ganglion.broker.net.addresses import Address
 from ganglion.protocols.mqtt.server import MqttSettings
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
+PACKAGING = DOCS.parent / "packaging"
 
 
 def read(
@@ -179,6 +181,10 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     found = problems(
         tmp_path, text, {"GANGLION_DATA_DIRECTRY": "x"}, Flag("limits.nonsense", "1", "--limit")
     )
+    variable = (
+        "environment: GANGLION_DATA_DIRECTRY is not a known variable; "
+        "did you mean GANGLION_DATA_DIRECTORY?"
+    )
     assert {str(problem).removeprefix(f"file {tmp_path}/ganglion.toml: ") for problem in found} == {
         "lisstener is not a known key; did you mean listeners?",
         "log.level must be one of debug, info, warning, error",
@@ -186,8 +192,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         "limits.inflight_max is 0; it must be a whole number from 1 to 65535",
         "limits.drain_timeout_s must be a number from 0 to 3600",
         "mqtt.sys_interval_s must be a number from 0 to 86400",
-        "environment: GANGLION_DATA_DIRECTRY is not a known variable; "
-        "did you mean GANGLION_DATA_DIRECTORY?",
+        variable,
         "flag --limit: limits.nonsense is not a known key",
     }
 
@@ -202,7 +207,7 @@ def test_a_table_must_be_a_table(tmp_path: Path) -> None:
 
 
 def test_variables_of_kubernetes_services_are_not_settings(tmp_path: Path) -> None:
-    """A service called ganglion, or ganglion-mqtt, does not keep the node beside it from starting."""
+    """A service called ganglion, or ganglion-mqtt, does not keep the node from starting."""
     links = {
         "GANGLION_SERVICE_HOST": "10.0.0.1",
         "GANGLION_SERVICE_PORT": "1883",
@@ -358,10 +363,12 @@ def test_any_text_in_a_variable_is_accepted_or_explained(name: str, value: str) 
     environment = {"HOME": "/nonexistent", variable_of(name): value}
     try:
         configuration = load(environment=environment, directory=Path("/nonexistent"))
-    except ConfigurationError as error:
-        assert all(problem.source and problem.rule for problem in error.problems)
+    except ConfigurationError as refusal:
+        told = [(problem.source, problem.key) for problem in refusal.problems]
     else:
-        assert configuration.sources[name] == f"environment {variable_of(name)}"
+        told = [(configuration.sources[name], name)]
+    source = f"environment {variable_of(name)}"
+    assert any(told_of == source and key.startswith(name) for told_of, key in told)
 
 
 @pytest.mark.parametrize("value", ["TRUE", " on ", "1", "yes"])
@@ -428,3 +435,19 @@ def test_values_are_shown_on_one_line(tmp_path: Path) -> None:
     assert values["rules"] == "1 rule"
     assert values["log.level"] == '"info"'
     assert values["limits.receive_max"] == "1024"
+
+
+def test_the_example_is_accepted() -> None:
+    """packaging/ganglion.toml can be used as it is, once the files that it names are there."""
+    configuration = load(file=PACKAGING / "ganglion.toml", environment={"HOME": "/"})
+    assert configuration.users_file == PACKAGING / "users"
+    assert len(configuration.rules) == 3
+    assert configuration.node_name == "plant-1"
+
+
+def test_the_unit_knows_our_exit_code() -> None:
+    """The example unit does not restart a node whose configuration is not accepted."""
+    unit = (PACKAGING / "ganglion.service").read_text()
+    assert f"RestartPreventExitStatus={EXIT_CONFIGURATION}" in unit
+    assert "Type=notify" in unit
+    assert "kill -HUP" in unit

@@ -82,10 +82,7 @@ def test_an_exception_is_part_of_its_line() -> None:
     """A traceback stays inside its JSON object."""
     stream = io.StringIO()
     logs = Logs(stream)
-    try:
-        raise ValueError("because")
-    except ValueError:
-        logs.logger.error("failed", exc_info=True)
+    logs.logger.error("failed", exc_info=ValueError("because"))
     (line,) = objects(stream)
     assert "ValueError: because" in line["exception"]
 

@@ -58,7 +58,7 @@ def test_a_mistake_is_named_with_its_place(table: dict[str, object], key: str) -
 
 def test_all_mistakes_are_told() -> None:
     """The mistakes of all tables come back together, and right tables still become rules."""
-    tables = [
+    tables: list[dict[str, object]] = [
         {"effect": "no", "topics": 1},
         {"effect": "allow", "topics": "#"},
         {"topic": "#", "effect": "deny"},

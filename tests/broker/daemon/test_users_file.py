@@ -18,6 +18,7 @@ from ganglion.broker.daemon.users_file import (
 )
 
 
+@pytest.mark.slow
 def test_users_are_added_changed_and_deleted(tmp_path: Path) -> None:
     """What is changed is in the file: new users can log in, deleted ones cannot."""
     path = tmp_path / "new" / "users"
