@@ -27,7 +27,7 @@ WAITING_MAX = 1024
 """Clients that may wait for a verification: a mass reconnect after a restart fits, and at some
 30 per second the last of them is at its CONNECT deadline anyway."""
 
-Done: TypeAlias = Callable[[bool], None]
+Done: TypeAlias = Callable[[bool | None], None]
 _Job: TypeAlias = tuple[str, bytes, Done]
 
 
@@ -89,7 +89,7 @@ class Authenticator:
             self._jobs.send_nowait((user, password, done))
         except trio.WouldBlock:
             self.refused_for_waiting += 1
-            done(False)
+            done(None)
 
     async def run(self) -> None:
         """Verify what waits, until cancelled."""

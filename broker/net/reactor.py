@@ -17,7 +17,7 @@ import ssl
 import sys
 import traceback
 from collections.abc import Callable
-from errno import EMFILE, ENFILE, ENOBUFS, ENOMEM
+from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -48,6 +48,11 @@ _ACCEPT_AGAIN_S = 0.5  # after the process ran out of descriptors
 _SWEEP_EVERY_S = 1.0  # how exactly deadlines of slow readers are kept
 _LINGER_S = 2.0  # for a refused peer to read why
 _CLOSE_TIMEOUT_S = 5.0  # for a closing connection to take its last bytes
+_ADVICE = {
+    EADDRINUSE: "stop what uses it, or choose another address",
+    EACCES: "choose a port above 1023, or give the process CAP_NET_BIND_SERVICE",
+    EADDRNOTAVAIL: "choose an address of this machine",
+}
 _OUT_OF_RESOURCES = frozenset((EMFILE, ENFILE, ENOBUFS, ENOMEM))
 
 _IN = select.EPOLLIN
@@ -470,9 +475,9 @@ class Reactor:
         try:
             listening = _open_listening_socket(address, reuse_port=reuse_port)
         except OSError as error:
+            advice = _ADVICE.get(error.errno or 0, "choose another address")
             raise CannotListen(
-                f"cannot listen on {address}: {error.strerror or error}; "
-                "stop what uses it, or choose another address"
+                f"cannot listen on {address}: {error.strerror or error}; {advice}"
             ) from error
         if address.path is None:
             host, port = listening.getsockname()[:2]
@@ -510,9 +515,9 @@ class Reactor:
             self.log.debug("connection refused", address=peer, rule=refusal)
             connection.close()
             return
+        protocol = make_protocol()
         self._per_address[peer] = same + 1
         self.connection_count += 1
-        protocol = make_protocol()
         layer = TlsLayer(tls.context) if tls is not None else None
         endpoint = SocketEndpoint(self, connection, peer, protocol, layer)
         self.endpoints[endpoint.fd] = endpoint

@@ -201,13 +201,15 @@ class Greeting:
             user = packet.username
             server.authenticator(user, packet.password, lambda ok: self._verified(user, ok))
 
-    def _verified(self, user: str, is_right: bool) -> None:
+    def _verified(self, user: str, is_right: bool | None) -> None:
         if self._connection.is_closed:
             return
         self.is_waiting = False
         try:
             if is_right:
                 self._accept(user)
+            elif is_right is None:
+                raise _Refused("too many clients wait for a verdict", Reason.SERVER_BUSY)
             else:
                 text = "the user name or password is wrong"
                 self._refuse(Reason.BAD_USER_NAME_OR_PASSWORD, text, "authenticate")

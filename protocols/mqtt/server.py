@@ -14,9 +14,12 @@ class Authenticator(Protocol):
     """Verifies passwords, now or later, without blocking."""
 
     def __call__(
-        self, user: str | None, password: bytes | None, done: Callable[[bool], None]
+        self, user: str | None, password: bytes | None, done: Callable[[bool | None], None]
     ) -> None:
-        """Call `done` with the verdict, at once or in a later tick, in the thread of the node."""
+        """Call `done` with the verdict, at once or in a later tick, in the thread of the node.
+
+        None: too many wait for theirs, the client may try again later.
+        """
         ...
 
 

@@ -56,10 +56,10 @@ class Verdicts:
     """Collects the verdicts by name, and lets a test wait for them."""
 
     def __init__(self) -> None:
-        self.given: dict[str, list[bool]] = {}
+        self.given: dict[str, list[bool | None]] = {}
         self._changed = trio.Event()
 
-    def of(self, name: str) -> Callable[[bool], None]:
+    def of(self, name: str) -> Callable[[bool | None], None]:
         """What takes a verdict about this name."""
 
         def take(verdict: bool) -> None:
@@ -121,7 +121,7 @@ async def test_a_flood_is_refused_beyond_the_bound() -> None:
     judge = authenticator(users)
     for number in range(WAITING_MAX + 3):
         judge("mallory", b"%d" % number, verdicts.of(str(number)))
-    assert list(verdicts.given.values()) == [[False]] * 3
+    assert list(verdicts.given.values()) == [[None]] * 3
     assert judge.refused_for_waiting == 3
 
 
