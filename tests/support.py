@@ -451,6 +451,10 @@ class RawClient:
         """Close the connection without DISCONNECT."""
         self.socket.close()
 
+    def end_output(self) -> None:
+        """Tell the broker that nothing more will come, and go on reading."""
+        self.socket.shutdown(socket.SHUT_WR)
+
     def reset(self) -> None:
         """Break the connection: the broker gets a TCP reset."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

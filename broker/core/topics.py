@@ -121,12 +121,26 @@ _Value = TypeVar("_Value")
 
 
 class _Level(Generic[_Value]):
-    __slots__ = ("children", "topic", "value")
+    __slots__ = ("children", "values")
 
     def __init__(self) -> None:
         self.children: dict[str, _Level[_Value]] | None = None
-        self.topic: str | None = None  # None: only a step on the way to others
-        self.value: _Value | None = None
+        self.values: tuple[_Value, ...] = ()  # one, or none: only a step on the way to others
+
+    def visible_children(self, depth: int) -> "Iterator[_Level[_Value]]":
+        """What a wildcard at this depth matches: not ``$`` in the first level (4.7.2-1)."""
+        for name, child in (self.children or {}).items():
+            if depth or name[:1] != "$":
+                yield child
+
+    def everything(self) -> Iterator[_Value]:
+        """The values of this level and all below it."""
+        todo = [self]
+        while todo:
+            level = todo.pop()
+            yield from level.values
+            if level.children:
+                todo.extend(level.children.values())
 
 
 class TopicTree(Generic[_Value]):
@@ -152,10 +166,9 @@ class TopicTree(Generic[_Value]):
             if below is None:
                 below = level.children[name] = _Level()
             level = below
-        if level.topic is None:
-            level.topic = topic
+        if not level.values:
             self._size += 1
-        level.value = value
+        level.values = (value,)
 
     def get(self, topic: str) -> _Value | None:
         """The value of `topic`, or None."""
@@ -164,7 +177,7 @@ class TopicTree(Generic[_Value]):
             if level is None or level.children is None:
                 return None
             level = level.children.get(name)
-        return level.value if level is not None else None
+        return level.values[0] if level is not None and level.values else None
 
     def remove(self, topic: str) -> _Value | None:
         """Forget `topic`; its value comes back, or None when it had none."""
@@ -176,13 +189,13 @@ class TopicTree(Generic[_Value]):
                 return None
             path.append((children, name))
             level = children[name]
-        if level.topic is None:
+        if not level.values:
             return None
-        value, level.value, level.topic = level.value, None, None
+        (value,), level.values = level.values, ()
         self._size -= 1
         for children, name in reversed(path):
             below = children[name]
-            if below.topic is not None or below.children:
+            if below.values or below.children:
                 break
             del children[name]
         return value
@@ -190,31 +203,19 @@ class TopicTree(Generic[_Value]):
     def matching(self, topic_filter: str) -> Iterator[_Value]:
         """Every value whose topic the (valid) filter matches. Do not change the tree meanwhile."""
         names = topic_filter.split("/")
-        hidden = names[0] in ("+", "#")  # 4.7.2-1
         # depth first without recursion: topics may have many levels
         todo: list[tuple[_Level[_Value], int]] = [(self._root, 0)]
         while todo:
             level, depth = todo.pop()
             if depth == len(names):
-                if level.topic is not None:
-                    yield level.value  # type: ignore[misc]  # a topic always has a value
+                yield from level.values
                 continue
             name = names[depth]
             if name == "#":
-                if level.topic is not None:  # the parent of '#' (4.7.1.2)
-                    yield level.value  # type: ignore[misc]
-                if level.children:
-                    for child_name, child in level.children.items():
-                        if not (depth == 0 and hidden and child_name[:1] == "$"):
-                            todo.append((child, depth))
-                continue
-            if not level.children:
-                continue
-            if name == "+":
-                for child_name, child in level.children.items():
-                    if not (depth == 0 and hidden and child_name[:1] == "$"):
-                        todo.append((child, depth + 1))
-            else:
-                below = level.children.get(name)
-                if below is not None:
-                    todo.append((below, depth + 1))
+                yield from level.values  # '#' matches the parent too (4.7.1.2)
+                for child in level.visible_children(depth):
+                    yield from child.everything()
+            elif name == "+":
+                todo.extend((child, depth + 1) for child in level.visible_children(depth))
+            elif level.children and name in level.children:
+                todo.append((level.children[name], depth + 1))

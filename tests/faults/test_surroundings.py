@@ -243,20 +243,20 @@ def test_drain(daemon: Daemon) -> None:
 
 def test_drain_is_bounded() -> None:
     """A peer that does not read cannot keep the broker from ending at the drain timeout."""
-    with start_daemon("--limit", "drain_timeout_s=1") as daemon:
-        with (
-            RawClient(daemon.ports["mqtt"], receive_buffer_bytes=4096) as stuck,
-            RawClient(daemon.ports["mqtt"]) as publisher,
-        ):
-            stuck.join("stuck", version=5)
-            stuck.subscribe("t", version=5)
-            publisher.join("publisher", version=5)
-            for _ in range(400):
-                publisher.send(publish_packet("t", bytes(16_384), version=5))
-            publisher.ping()
-            begin = time.monotonic()
-            assert daemon.stop(deadline_s=10) == 0
-            assert time.monotonic() - begin < 4
+    with (
+        start_daemon("--limit", "drain_timeout_s=1") as daemon,
+        RawClient(daemon.ports["mqtt"], receive_buffer_bytes=4096) as stuck,
+        RawClient(daemon.ports["mqtt"]) as publisher,
+    ):
+        stuck.join("stuck", version=5)
+        stuck.subscribe("t", version=5)
+        publisher.join("publisher", version=5)
+        for _ in range(400):
+            publisher.send(publish_packet("t", bytes(16_384), version=5))
+        publisher.ping()
+        begin = time.monotonic()
+        assert daemon.stop(deadline_s=10) == 0
+        assert time.monotonic() - begin < 4
 
 
 def test_drain_without_anybody(daemon: Daemon) -> None:
@@ -357,27 +357,27 @@ def test_reload_of_a_broken_users_file(tmp_path: Path) -> None:
 
 def test_reload_takes_rights_away() -> None:
     """After a reload, what a client may no longer receive does not come any more."""
-    with start_daemon(config=_rules("nothing")) as daemon:
-        with (
-            RawClient(daemon.ports["mqtt"]) as subscriber,
-            RawClient(daemon.ports["mqtt"]) as publisher,
-        ):
-            subscriber.join("subscriber")
-            subscriber.subscribe("secret/#", "open/#")
-            publisher.join("publisher")
-            publisher.send(publish_packet("secret/a", b"before"))
-            subscriber.expect(publish_packet("secret/a", b"before"))
-            daemon.config_path.write_text(
-                _rules("nothing").replace('"publish"', '"subscribe"').replace("nothing", "secret/#")
-            )
-            daemon.reload()
-            daemon.wait_event("reloaded")
-            publisher.send(publish_packet("secret/a", b"after") + publish_packet("open/a", b"x"))
-            subscriber.expect(publish_packet("open/a", b"x"))
-            with RawClient(daemon.ports["mqtt"]) as late:
-                late.join("late", version=5)
-                late.send(subscribe_packet("secret/a", version=5))
-                assert late.expect_kind(9).body[-1] == 0x87
+    with (
+        start_daemon(config=_rules("nothing")) as daemon,
+        RawClient(daemon.ports["mqtt"]) as subscriber,
+        RawClient(daemon.ports["mqtt"]) as publisher,
+    ):
+        subscriber.join("subscriber")
+        subscriber.subscribe("secret/#", "open/#")
+        publisher.join("publisher")
+        publisher.send(publish_packet("secret/a", b"before"))
+        subscriber.expect(publish_packet("secret/a", b"before"))
+        daemon.config_path.write_text(
+            _rules("nothing").replace('"publish"', '"subscribe"').replace("nothing", "secret/#")
+        )
+        daemon.reload()
+        daemon.wait_event("reloaded")
+        publisher.send(publish_packet("secret/a", b"after") + publish_packet("open/a", b"x"))
+        subscriber.expect(publish_packet("open/a", b"x"))
+        with RawClient(daemon.ports["mqtt"]) as late:
+            late.join("late", version=5)
+            late.send(subscribe_packet("secret/a", version=5))
+            assert late.expect_kind(9).body[-1] == 0x87
 
 
 def test_port_in_use() -> None:

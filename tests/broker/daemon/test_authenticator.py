@@ -62,7 +62,7 @@ class Verdicts:
     def of(self, name: str) -> Callable[[bool | None], None]:
         """What takes a verdict about this name."""
 
-        def take(verdict: bool) -> None:
+        def take(verdict: bool | None) -> None:
             self.given.setdefault(name, []).append(verdict)
             self._changed.set()
             self._changed = trio.Event()

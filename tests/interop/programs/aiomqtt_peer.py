@@ -97,7 +97,7 @@ class Aiomqtt:
             async for message in client.messages:
                 deliver(
                     str(message.topic),
-                    message.payload if isinstance(message.payload, bytes) else b"",
+                    bytes(message.payload),
                     message.qos,
                     message.retain,
                     received_properties(message.properties),
