@@ -9,6 +9,7 @@ only after the commit.
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from ganglion.broker.core.access import Client
@@ -243,7 +244,21 @@ class Session:
         inflight[packet_id] = delivery
         if delivery[2]:
             self._journal.put_in_flight(self, packet_id, delivery)
+            if delivery[1].qos == 2:
+                # A client that has it must find the same identifier after a crash (4.3.3).
+                send = partial(self._send_recorded, packet_id, delivery, sink)
+                self._journal.commits.after_commit(send)
+                return
         if not sink.send(packet_id, delivery[0], delivery[1], False):
+            self._settle(packet_id, delivery)
+
+    def _send_recorded(self, packet_id: int, delivery: Delivery, sink: Sink) -> None:
+        # with another connection `resume` has sent it
+        if (
+            self.sink is sink
+            and self.inflight.get(packet_id) is delivery
+            and not sink.send(packet_id, delivery[0], delivery[1], False)
+        ):
             self._settle(packet_id, delivery)
 
     def _has_room_for(self, message: Message) -> bool:
@@ -266,8 +281,19 @@ class Session:
         self.recorded_number += 1
         delivery = (message, terms, self.recorded_number)
         message.durable = True
-        self._append(delivery)
         self._journal.put_queued(self, delivery)
+        sink = self.sink
+        if (
+            terms.qos == 2
+            and sink is not None
+            and not self.queue
+            and not self.resending
+            and len(self.inflight) < self.window
+            and not sink.congested
+        ):
+            self._send(delivery, sink)  # its identifier is in the same commit
+        else:
+            self._append(delivery)
 
     def committed(self, number: int) -> None:
         """What was recorded for it up to this number is durable and may be sent."""

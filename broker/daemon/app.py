@@ -34,7 +34,7 @@ from ganglion.broker.daemon.logs import Logs
 from ganglion.broker.daemon.materials import Materials, open_materials
 from ganglion.broker.daemon.notify import Notifier
 from ganglion.broker.net.addresses import Address
-from ganglion.broker.net.reactor import CannotListen, Reactor
+from ganglion.broker.net.reactor import LINGER_S, CannotListen, Reactor
 from ganglion.broker.net.tls import TlsContext
 from ganglion.broker.store.memory import MemoryStore
 from ganglion.protocols.mqtt.connection import MqttConnection
@@ -63,11 +63,12 @@ class Broker:
         users: Users | None = None,
         mqtt: MqttSettings | None = None,
         sys_interval_s: float = 10.0,
+        linger_s: float = 0.0,
     ) -> None:
         """Put the parts together; nothing listens yet.
 
         Without ``access`` everything is allowed to everybody. ``sys_interval_s`` is how often
-        ``$SYS`` topics are published in seconds, 0 for never.
+        ``$SYS`` topics are published in seconds, 0 for never. ``linger_s``: see `Reactor`.
         """
         limits = Limits() if limits is None else limits
         access = Access.open() if access is None else access
@@ -85,7 +86,9 @@ class Broker:
             sys_interval_s=sys_interval_s,
             wall_clock_offset_s=time.time() - now,
         )
-        self.reactor = Reactor(timers, limits, self.node.statistics, log, self.node.flush)
+        self.reactor = Reactor(
+            timers, limits, self.node.statistics, log, self.node.flush, linger_s=linger_s
+        )
         self.authenticator = Authenticator(
             Users() if users is None else users,
             users_exist=access.users_exist,
@@ -189,6 +192,7 @@ def run(load: Callable[[], Configuration]) -> None:
             certificate_is_user=_certificate_is_user(configuration), **configuration.mqtt
         ),
         sys_interval_s=configuration.sys_interval_s,
+        linger_s=LINGER_S,
     )
     try:
         for listener in configuration.listeners:

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import trio
@@ -33,7 +33,7 @@ from ganglion.broker.net import Protocol
 from ganglion.broker.net.addresses import Address, plain_ip
 from ganglion.broker.net.tls import TlsContext, TlsLayer
 
-__all__ = ["CannotListen", "Listener", "Reactor", "SocketEndpoint"]
+__all__ = ["LINGER_S", "CannotListen", "Listener", "Reactor", "SocketEndpoint"]
 
 # One recv allocates what it asks for: up to 64 KiB costs the same as a small one, 256 KiB five
 # times as much. A recv that comes back full is repeated, so a tick takes at most 256 KiB from an
@@ -41,7 +41,18 @@ __all__ = ["CannotListen", "Listener", "Reactor", "SocketEndpoint"]
 _RECV_SIZE = 65_536
 _RECVS_PER_TICK = 4
 _EVENTS_PER_POLL = 1024
-_TRIO_TURN_EVERY_S = 0.001
+_TRIO_TURN_EVERY_S = 0.002
+# A lone peer that streams without being answered is given time to write more (as network cards
+# moderate their interrupts): else it pays for waking us, and we for a tick, with every message.
+# Measured 1→1 with one message per write: 178k/s without, 460k to 590k/s with the pause.
+_STREAM_AFTER_TICKS = 32
+_STREAM_PAUSE_S = 0.0001
+LINGER_S = 0.001
+"""What a process that is nothing but a node passes as `Reactor.linger_s`.
+
+The way through trio costs 20 to 30 µs each time the reactor falls asleep. At 5,000 messages per
+second, one every 200 µs, that is most of the latency.
+"""
 _ACCEPTS_PER_TICK = 64  # a flood of connections leaves time for those that are there
 _BACKLOG = 4096
 _ACCEPT_AGAIN_S = 0.5  # after the process ran out of descriptors
@@ -81,6 +92,7 @@ class SocketEndpoint:
         "_socket",
         "_unsent",
         "_wait_until",
+        "answered",
         "buffered",
         "congested",
         "fd",
@@ -115,6 +127,8 @@ class SocketEndpoint:
         self.buffered = 0
         """Bytes that wait to be sent."""
         self.congested = False
+        self.answered = False
+        """Whether anything was sent to it since `_StreamWatch` last looked."""
 
     @property
     def tls(self) -> TlsLayer | None:
@@ -161,6 +175,7 @@ class SocketEndpoint:
         if output:
             data = output[0] if len(output) == 1 else b"".join(output)
             output.clear()
+            self.answered = True
             self._reactor.statistics.bytes_sent += len(data)
             if self._layer is not None:
                 data = self._encrypt(data)
@@ -427,6 +442,34 @@ class Listener:
                 pass  # somebody else removed it
 
 
+class _StreamWatch:
+    """Notices when tick after tick brings input from one endpoint alone, to which nothing is sent.
+
+    Whoever waits for answers is not slowed down: neither that peer, by definition, nor another, whose
+    input starts the count again.
+    """
+
+    __slots__ = ("_endpoints", "_fd", "_ticks")
+
+    def __init__(self, endpoints: "dict[int, SocketEndpoint | Listener]") -> None:
+        self._endpoints = endpoints
+        self._fd = -1
+        self._ticks = 0
+
+    def is_there(self, events: list[tuple[int, int]]) -> bool:
+        """Whether, after a tick with these events, a stream has lasted long enough to pause."""
+        fd = events[0][0] if len(events) == 1 else -1
+        endpoint = self._endpoints.get(fd)
+        if fd == self._fd and isinstance(endpoint, SocketEndpoint) and not endpoint.answered:
+            self._ticks += 1
+            return self._ticks > _STREAM_AFTER_TICKS
+        if isinstance(endpoint, SocketEndpoint):
+            endpoint.answered = False
+        self._fd = fd
+        self._ticks = 0
+        return False
+
+
 class Reactor:
     """Serves connections until cancelled."""
 
@@ -437,8 +480,15 @@ class Reactor:
         statistics: Statistics,
         log: Log,
         end_of_tick: Callable[[], None],
+        *,
+        linger_s: float = 0.0,
     ) -> None:
-        """`end_of_tick` is called once per tick, before output is sent (the node's commit)."""
+        """`end_of_tick` is called once per tick, before output is sent (the node's commit).
+
+        After work the reactor waits `linger_s` in its own epoll for more before it goes back to
+        trio, whose other tasks wait as long. A process that is nothing but a node lingers
+        (see `LINGER_S`); one that shares the thread with other work must not.
+        """
         self.timers = timers
         self.limits = limits
         self.statistics = statistics
@@ -451,6 +501,7 @@ class Reactor:
         self.endpoints: dict[int, SocketEndpoint | Listener] = {}
         self.connection_count = 0
         self._end_of_tick = end_of_tick
+        self._linger_s = linger_s
         self._per_address: dict[str, int] = {}
         self._listeners: list[Listener] = []
         self._is_sweeping = False
@@ -594,12 +645,17 @@ class Reactor:
         """Run ticks as long as there is something to do, with turns for trio's other tasks."""
         poll = self.epoll.poll
         turn_at = monotonic() + _TRIO_TURN_EVERY_S
+        stream = _StreamWatch(self.endpoints)
         while True:
             events = poll(0, _EVENTS_PER_POLL)
             if not events and not self.dirty:
-                return
+                events = poll(self._linger_s, _EVENTS_PER_POLL) if self._linger_s else events
+                if not events:
+                    return
             now = monotonic()
             self.tick(events, now)
+            if stream.is_there(events):
+                sleep(_STREAM_PAUSE_S)  # noqa: ASYNC251 - trio's own timers are too coarse for it
             if now >= turn_at:
                 self._set_alarm()
                 await trio.lowlevel.checkpoint()
