@@ -445,8 +445,8 @@ class Listener:
 class _StreamWatch:
     """Notices when tick after tick brings input from one endpoint alone, to which nothing is sent.
 
-    Whoever waits for answers is not slowed down: neither that peer, by definition, nor another, whose
-    input starts the count again.
+    Whoever waits for answers is not slowed down: not that peer, by definition, and not another,
+    whose input starts the count again.
     """
 
     __slots__ = ("_endpoints", "_fd", "_ticks")

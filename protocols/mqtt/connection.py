@@ -284,6 +284,8 @@ class MqttConnection:
                             f"the packet is over packet_size_max_bytes = {limit}",
                             Reason.PACKET_TOO_LARGE,
                         )
+                    if end - start < 1 << 7 * (start - pos - 2):
+                        first |= 0x100  # a length with superfluous bytes: not to be passed on
                 if end > size:
                     break
                 packets += 1
@@ -383,7 +385,7 @@ class MqttConnection:
                     unacknowledged += 1
                     if unacknowledged > unacknowledged_max:
                         raise _too_many_unacknowledged(unacknowledged_max)
-                self._dispatch(session, first, data, start, end)
+                self._dispatch(session, first & 0xFF, data, start, end)
                 pos = end
                 if self.session is None:
                     pos = size

@@ -201,15 +201,6 @@ class TestPace:
             ("t/3", b"old", True),
         ]
 
-    def test_new_messages_come_behind_them(self) -> None:
-        """A message published after SUBACK does not overtake the retained one of its topic."""
-        link = _with_retained(*((f"t/{number}", b"old") for number in range(5)))
-        client = link.connect("client", receive_maximum=1)
-        client.subscribe("t/#", 1)
-        link.connect("again").complete("t/4", b"new", 1)
-        order = [each.payload for each in client.messages() if each.topic == "t/4"]
-        assert order[-1] == b"new"
-
 
 class TestMessageExpiry:
     """Message Expiry Interval (MQTT 5.0, 3.3.2.3.3)."""
@@ -286,7 +277,7 @@ class TestMessageExpiry:
 
     @pytest.mark.parametrize("restart", [False, True])
     def test_retained_messages_expire(self, restart: bool) -> None:
-        """A retained message has what is left of its interval, and then it is gone (3.3.2-5, -6)."""
+        """A retained message has what is left of its interval, then it is gone (3.3.2-5, -6)."""
         link = Link()
         self._publish(link, 60, retain=True)
         link.advance(45)

@@ -248,7 +248,7 @@ class TestRefusals:
 
     def test_one_that_may_not_be_published(self) -> None:
         """A will is judged when it is published, by the rules of then; a refusal is logged."""
-        rules = [Rule("allow", ("#",), "subscribe")]
+        rules = [Rule(effect="allow", topics=("#",), action="subscribe")]
         access = Access(rules, users_exist=True, anonymous=True)
         scene = Scene(access=access)
         scene.link.connect("a", will=_will()).cut()
