@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +118,7 @@ class BrokerProcess:
         assert stream is not None
         for raw in stream:
             line = raw.decode("utf-8", "replace").rstrip("\n")
-            event: Any = None
+            event: dict[str, Any] | None = None
             if line.startswith("{"):
                 try:
                     event = json.loads(line)
@@ -126,7 +126,7 @@ class BrokerProcess:
                     event = None
             with self._news:
                 self.lines.append(line)
-                if isinstance(event, dict):
+                if event is not None:
                     self.events.append(event)
                 self._news.notify_all()
         with self._news:
@@ -251,7 +251,7 @@ class Daemon(BrokerProcess):
 @contextmanager
 def start_daemon(
     *flags: str, config: str | None = None, env: Mapping[str, str] | None = None
-) -> Iterator[Daemon]:
+) -> Generator[Daemon]:
     """Run ``ganglion serve`` in a temporary directory for the time of the context.
 
     `flags` go behind ``serve``; without a listener among them MQTT is served on a free port of
@@ -281,7 +281,7 @@ def start_daemon(
 @contextmanager
 def mosquitto(
     config: str = "", *, listeners: Mapping[str, str] | None = None
-) -> Iterator[BrokerProcess]:
+) -> Generator[BrokerProcess]:
     """Run Eclipse Mosquitto for the time of the context, to prove the tests themselves.
 
     `listeners` maps a name, the key in `ports`, to the options of that listener (lines of

@@ -51,7 +51,10 @@ class Limits:
         128, 1, 32_768, "deeper topics cost router memory; refused with 0x90 or 0x8F"
     )
     subscriptions_per_client_max: int = _limit(
-        100_000, 1, _NO_END, "each costs router memory; more are refused with 0x97"
+        100_000,
+        1,
+        _NO_END,
+        "each costs memory, deep filters with wildcards more; more are refused with 0x97",
     )
     receive_max: int = _limit(
         1024, 1, 65_535, "QoS 1 and 2 messages a client may have unacknowledged; over it 0x93"
@@ -63,13 +66,19 @@ class Limits:
         100_000, 1, _NO_END, "messages that wait for one client; more are dropped and counted"
     )
     queued_bytes_per_session_max: int = _limit(
-        64 * _MIB, 1024, _NO_END, "payload bytes that wait for one client; more are dropped"
+        64 * _MIB,
+        1024,
+        _NO_END,
+        "bytes of messages, properties included, that wait for one client; more are dropped",
     )
     retained_messages_max: int = _limit(
         1_000_000, 0, _NO_END, "a new retained topic over it is refused with 0x97"
     )
     retained_bytes_max: int = _limit(
-        256 * _MIB, 0, _NO_END, "payload bytes of retained messages; over it 0x97"
+        256 * _MIB,
+        0,
+        _NO_END,
+        "bytes of retained messages and of their places among topics; over it 0x97",
     )
     receive_messages_per_s_max: int = _limit(
         0, 0, _NO_END, "a faster client is not read until its second is over; 0: no limit"

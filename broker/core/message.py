@@ -65,6 +65,20 @@ class Message:
         self.forms: dict[int, tuple[bytes, bytes]] | None = None
         """Encodings by wire form: the bytes before and after a packet identifier."""
 
+    def size_bytes(self) -> int:
+        """What it counts against limits in bytes: all that its publisher chose the size of."""
+        size = len(self.topic) + len(self.payload)
+        about = self.properties
+        if about is not None:
+            for text in (about.content_type, about.response_topic, about.correlation_data):
+                size += len(text or "")
+            for name, value in about.user_properties:
+                size += _USER_PROPERTY_BYTES + len(name) + len(value)
+        return size
+
+
+_USER_PROPERTY_BYTES = 160  # a tuple and two strings, empty
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:

@@ -18,7 +18,14 @@ from ganglion.broker.core.journal import Journal
 from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.message import Delivery, Message, MessageProperties, Terms
 from ganglion.broker.core.refusals import Log, Refusals
-from ganglion.broker.core.router import Route, Router, SharedGroup, Subscription, Target
+from ganglion.broker.core.router import (
+    Route,
+    Router,
+    SharedGroup,
+    Subscription,
+    Target,
+    subscription_cost,
+)
 from ganglion.broker.core.sessions import NEVER_EXPIRES, RELEASED, Session, Sink, Will
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.sys_topics import SysTopics
@@ -206,7 +213,7 @@ class Node:
             self.refusals.refuse("publish will", client, decision.rule, topic=message.topic)
             return
         try:
-            self.publish(message, self.router.route(message.topic), session)
+            self.publish(message, publisher=session)
         except LimitReached as error:
             self.refusals.refuse("retain will", client, str(error), topic=message.topic)
 
@@ -276,12 +283,14 @@ class Node:
             raise NotAllowed(decision)
         existed = topic_filter in session.subscriptions
         limit = self.limits.subscriptions_per_client_max
-        if not existed and len(session.subscriptions) >= limit:
+        cost = 0 if existed else subscription_cost(topic_filter)
+        if session.subscription_cost + cost > limit:
             raise LimitReached(f"subscriptions_per_client_max = {limit} is reached")
         if session.replay and len(session.replay) > self.limits.queued_messages_per_session_max:
             raise LimitReached("too many retained messages wait for this client already")
         self.router.add(subscription)
         session.subscriptions[topic_filter] = subscription
+        session.subscription_cost += cost
         if session.is_durable():
             self.journal.put_subscription(subscription)
         return existed
@@ -313,6 +322,7 @@ class Node:
             return False
         self.router.remove(subscription)
         del session.subscriptions[topic_filter]
+        session.subscription_cost -= subscription_cost(topic_filter)
         if session.is_durable():
             self.journal.forget_subscription(subscription)
         return True
@@ -341,9 +351,12 @@ class Node:
             return 0b000111
         return self.access.publish_mask(client, topic)
 
-    def publish(self, message: Message, route: Route, publisher: Session | None = None) -> int:
+    def publish(
+        self, message: Message, route: Route | None = None, publisher: Session | None = None
+    ) -> int:
         """Route a message that its publisher was allowed to send; to how many targets it goes.
 
+        `route` is that of its topic where the caller has it (it must be valid).
         `Message.durable` says afterwards whether to wait for the commit before acknowledging it.
         Raises `LimitReached` when it is to be retained and there is no room.
         """
@@ -352,6 +365,8 @@ class Node:
             if not self.retained.has_room_for(message, self.limits):
                 raise LimitReached("retained_messages_max or retained_bytes_max is reached")
             self.journal.retain(message)
+        if route is None:
+            route = self.router.route(message.topic)
         count = self.forward(message, route.targets, route.groups, publisher)
         if retain:
             message.forms = None  # the retained message would keep its encodings for good
@@ -396,7 +411,7 @@ class Node:
     ) -> int:
         """Publish in the node's own name; to how many targets it goes."""
         message = Message(topic, payload, qos, retain, properties)
-        return self.publish(message, self.router.route(topic))
+        return self.publish(message)
 
     def _may_receive(self, session: Session, topic: str) -> bool:
         if topic.startswith(REPLY_PREFIX):
@@ -503,6 +518,7 @@ class Node:
             )
             self.router.add(subscription)
             session.subscriptions[topic_filter] = subscription
+            session.subscription_cost += subscription_cost(topic_filter)
         self._load_messages()
 
     def _load_messages(self) -> None:

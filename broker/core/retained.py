@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.message import Message
-from ganglion.broker.core.topics import TopicTree, has_wildcard
+from ganglion.broker.core.topics import TopicTree, has_wildcard, place_bytes
 
 __all__ = ["Retained"]
 
@@ -16,7 +16,7 @@ class Retained:
         self._messages: dict[str, Message] = {}
         self._by_topic: TopicTree[Message] = TopicTree()
         self.size_bytes = 0
-        """Payload bytes of all of them."""
+        """What all of them count against `retained_bytes_max`: their sizes and their places."""
         self._own_count = 0
         self._own_bytes = 0  # of topics that begin with `$`: the node's own are not limited
 
@@ -36,7 +36,7 @@ class Retained:
         count = len(self._messages) - self._own_count
         if old is None and count >= limits.retained_messages_max:
             return False
-        growth = len(message.payload) - (len(old.payload) if old else 0)
+        growth = _cost(message) - (_cost(old) if old else 0)
         size_bytes = self.size_bytes - self._own_bytes
         return growth <= 0 or size_bytes + growth <= limits.retained_bytes_max
 
@@ -60,7 +60,7 @@ class Retained:
         return True
 
     def _count(self, message: Message, sign: int) -> None:
-        size_bytes = sign * len(message.payload)
+        size_bytes = sign * _cost(message)
         self.size_bytes += size_bytes
         if message.topic[:1] == "$":
             self._own_count += sign
@@ -78,3 +78,7 @@ class Retained:
     def __iter__(self) -> Iterator[Message]:
         """All of them."""
         return iter(self._messages.values())
+
+
+def _cost(message: Message) -> int:
+    return message.size_bytes() + place_bytes(message.topic)

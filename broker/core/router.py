@@ -12,14 +12,39 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from ganglion.broker.core.message import PLAIN_TERMS, Message, Terms
-from ganglion.broker.core.topics import SharedFilter, TopicTree, has_wildcard, split_shared
+from ganglion.broker.core.topics import (
+    SharedFilter,
+    TopicTree,
+    has_wildcard,
+    place_bytes,
+    split_shared,
+)
 
 if TYPE_CHECKING:
     from ganglion.broker.core.sessions import Session
 
-__all__ = ["Outlet", "Route", "Router", "SharedGroup", "Subscription", "Target"]
+__all__ = [
+    "Outlet",
+    "Route",
+    "Router",
+    "SharedGroup",
+    "Subscription",
+    "Target",
+    "subscription_cost",
+]
 
-_ROUTES_MAX = 65_536  # cached routes, about 1 KB each; the oldest is forgotten first
+# What cached routes may take: those of about 50,000 topics of four levels; the oldest goes first.
+_ROUTES_BYTES_MAX = 128 * 1024 * 1024
+_ROUTE_BYTES = 600  # without its topic and its targets, which belong to the subscriptions
+
+
+def _route_bytes(topic: str) -> int:
+    return _ROUTE_BYTES + 2 * len(topic) + place_bytes(topic)
+
+
+def subscription_cost(topic_filter: str) -> int:
+    """What a filter counts against a limit of subscriptions: more for a deep place in the trie."""
+    return 1 + topic_filter.count("/") // 4 if has_wildcard(topic_filter) else 1
 
 
 class Outlet(Protocol):
@@ -215,6 +240,7 @@ class Router:
         self._root = _Branch()
         self._routes: dict[str, Route] = {}
         self._routes_by_topic: TopicTree[Route] = TopicTree()
+        self._routes_bytes = 0
         self.subscription_count = 0
         """Subscriptions of all sessions, shared ones included."""
         self.shared_count = 0
@@ -318,7 +344,8 @@ class Router:
         """Where messages of this (valid) topic go; valid at least until the next change."""
         route = self._routes.get(topic)
         if route is None:
-            if len(self._routes) >= _ROUTES_MAX:
+            self._routes_bytes += _route_bytes(topic)
+            while self._routes_bytes > _ROUTES_BYTES_MAX and self._routes:
                 self._forget(self._routes[next(iter(self._routes))])
             route = self._routes[topic] = self._make_route(topic)
             self._routes_by_topic.set(topic, route)
@@ -346,10 +373,12 @@ class Router:
             route.valid = False
         self._routes.clear()
         self._routes_by_topic = TopicTree()
+        self._routes_bytes = 0
 
     def _forget(self, route: Route) -> None:
         route.valid = False
         del self._routes[route.topic]
+        self._routes_bytes -= _route_bytes(route.topic)
         self._routes_by_topic.remove(route.topic)
 
     def _make_route(self, topic: str) -> Route:

@@ -97,6 +97,7 @@ class Session:
         "reply_token",
         "resending",
         "sink",
+        "subscription_cost",
         "subscriptions",
         "timer",
         "will",
@@ -114,6 +115,8 @@ class Session:
         self.sink: Sink | None = None
         """The same once the client has been greeted, and may be sent to."""
         self.subscriptions: dict[str, Subscription] = {}
+        self.subscription_cost = 0
+        """What `subscriptions` count against `Limits.subscriptions_per_client_max`."""
         self.window = 1
         """How many messages above QoS 0 may be on the way (the client's Receive Maximum)."""
         self.inflight: dict[int, Delivery | None] = {}
@@ -225,7 +228,7 @@ class Session:
         ):
             delivery = queue.popleft()
             message = delivery[0]
-            self.queued_bytes -= len(message.payload)
+            self.queued_bytes -= message.size_bytes()
             if message.expires_at is not None and message.expires_at <= now:
                 if delivery[2]:
                     self._journal.forget_queued(self, delivery[2])
@@ -265,7 +268,7 @@ class Session:
         limits = self._journal.limits
         if self.queue and (
             len(self.queue) >= limits.queued_messages_per_session_max
-            or self.queued_bytes + len(message.payload) > limits.queued_bytes_per_session_max
+            or self.queued_bytes + message.size_bytes() > limits.queued_bytes_per_session_max
         ):
             self._journal.statistics.drop("session queue is full")
             return False
@@ -275,7 +278,7 @@ class Session:
         if self.queue is None:
             self.queue = deque()
         self.queue.append(delivery)
-        self.queued_bytes += len(delivery[0].payload)
+        self.queued_bytes += delivery[0].size_bytes()
 
     def _queue_durably(self, message: Message, terms: Terms) -> None:
         self.recorded_number += 1
@@ -391,7 +394,7 @@ class Session:
             for delivery in self.queue:
                 if wanted(delivery):
                     taken.append(delivery)
-                    self.queued_bytes -= len(delivery[0].payload)
+                    self.queued_bytes -= delivery[0].size_bytes()
                     if delivery[2]:
                         self._journal.forget_queued(self, delivery[2])
                 else:

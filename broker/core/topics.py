@@ -23,6 +23,7 @@ __all__ = [
     "check_topic_name",
     "has_wildcard",
     "matches",
+    "place_bytes",
     "split_shared",
 ]
 
@@ -120,12 +121,22 @@ def matches(topic_filter: str, topic: str) -> bool:
 _Value = TypeVar("_Value")
 
 
+_DEPTH_MAX = 16  # levels that a tree tells apart; topics that go on below are compared whole
+_LEVEL_BYTES = 450
+
+
+def place_bytes(topic: str) -> int:
+    """About what the place of a topic in a `TopicTree` takes, if no other topic shares it."""
+    return _LEVEL_BYTES * min(topic.count("/") + 1, _DEPTH_MAX)
+
+
 class _Level(Generic[_Value]):
     __slots__ = ("children", "values")
 
     def __init__(self) -> None:
         self.children: dict[str, _Level[_Value]] | None = None
-        self.values: tuple[_Value, ...] = ()  # one, or none: only a step on the way to others
+        # by topic: at most one above the last depth, and there all that go on below it
+        self.values: dict[str, _Value] | None = None
 
     def visible_children(self, depth: int) -> "Iterator[_Level[_Value]]":
         """What a wildcard at this depth matches: not ``$`` in the first level (4.7.2-1)."""
@@ -138,7 +149,8 @@ class _Level(Generic[_Value]):
         todo = [self]
         while todo:
             level = todo.pop()
-            yield from level.values
+            if level.values:
+                yield from level.values.values()
             if level.children:
                 todo.extend(level.children.values())
 
@@ -159,39 +171,40 @@ class TopicTree(Generic[_Value]):
     def set(self, topic: str, value: _Value) -> None:
         """Give `topic` this value, in place of any earlier one."""
         level = self._root
-        for name in topic.split("/"):
+        for name in topic.split("/")[:_DEPTH_MAX]:
             if level.children is None:
                 level.children = {}
             below = level.children.get(name)
             if below is None:
                 below = level.children[name] = _Level()
             level = below
-        if not level.values:
-            self._size += 1
-        level.values = (value,)
+        if level.values is None:
+            level.values = {}
+        self._size += topic not in level.values
+        level.values[topic] = value
 
     def get(self, topic: str) -> _Value | None:
         """The value of `topic`, or None."""
         level: _Level[_Value] | None = self._root
-        for name in topic.split("/"):
+        for name in topic.split("/")[:_DEPTH_MAX]:
             if level is None or level.children is None:
                 return None
             level = level.children.get(name)
-        return level.values[0] if level is not None and level.values else None
+        return level.values.get(topic) if level is not None and level.values else None
 
     def remove(self, topic: str) -> _Value | None:
         """Forget `topic`; its value comes back, or None when it had none."""
         path: list[tuple[dict[str, _Level[_Value]], str]] = []
         level = self._root
-        for name in topic.split("/"):
+        for name in topic.split("/")[:_DEPTH_MAX]:
             children = level.children
             if children is None or name not in children:
                 return None
             path.append((children, name))
             level = children[name]
-        if not level.values:
+        if level.values is None or topic not in level.values:
             return None
-        (value,), level.values = level.values, ()
+        value = level.values.pop(topic)
         self._size -= 1
         for children, name in reversed(path):
             below = children[name]
@@ -207,12 +220,17 @@ class TopicTree(Generic[_Value]):
         todo: list[tuple[_Level[_Value], int]] = [(self._root, 0)]
         while todo:
             level, depth = todo.pop()
-            if depth == len(names):
-                yield from level.values
+            if depth == _DEPTH_MAX:
+                for topic, value in (level.values or {}).items():
+                    if matches(topic_filter, topic):
+                        yield value
                 continue
-            name = names[depth]
+            name = names[depth] if depth < len(names) else None
+            if (name is None or name == "#") and level.values:  # '#' matches the parent (4.7.1.2)
+                yield from level.values.values()
+            if name is None:
+                continue
             if name == "#":
-                yield from level.values  # '#' matches the parent too (4.7.1.2)
                 for child in level.visible_children(depth):
                     yield from child.everything()
             elif name == "+":

@@ -252,7 +252,8 @@ class SocketEndpoint:
                     return
                 continue  # lingering: the peer has not heard yet that nobody listens
             if not data:
-                self._protocol.end_of_stream()
+                if self._is_connected():
+                    self._protocol.end_of_stream()
                 self.close("the client closed the connection")
                 return
             if self._layer is not None:
@@ -341,7 +342,12 @@ class SocketEndpoint:
         self.congested = False
         self._reactor.forget(self)
         self._socket.close()
-        self._protocol.lost(self._closing)
+        if self._is_connected():
+            self._protocol.lost(self._closing)
+
+    def _is_connected(self) -> bool:
+        """Whether the protocol knows of the connection: not before the end of the handshake."""
+        return self._layer is None or self._layer.is_established
 
     def is_overdue(self, now: float) -> bool:
         """Whether the peer has taken nothing for too long."""

@@ -67,6 +67,7 @@ from ganglion.protocols.mqtt.subscribing import subscribe, unsubscribe
 __all__ = ["MqttConnection"]
 
 _ROUTES_MAX = 1024  # topics whose authorisation a connection remembers; all are forgotten beyond
+_TOPIC_SIZE_MAX = 256  # bytes of such a topic: so a connection keeps half a MB at most
 _EVERYTHING = 0b111111  # a publish mask that allows every QoS with and without retain
 _NO_LIMIT = 2**31
 _CHUNK_MIN = 4096  # bytes; what came before is copied for a smaller one
@@ -229,7 +230,7 @@ class MqttConnection:
             try:
                 header = self._read_greeting_header(data, pos)
             except MqttError as error:
-                self._refuse_greeting(error)
+                self._refuse_greeting(str(error))
                 return size
             if header is None or header[2] > size:
                 break
@@ -249,10 +250,9 @@ class MqttConnection:
             )
         return header
 
-    def _refuse_greeting(self, error: MqttError) -> None:
-        refusals = self.server.node.refusals
-        refusals.refuse("connect", None, str(error), address=self.endpoint.peer)
-        self.end(str(error), publish_will=False)
+    def _refuse_greeting(self, text: str) -> None:
+        self.server.node.refusals.refuse("connect", None, text, address=self.endpoint.peer)
+        self.end(text, publish_will=False)
 
     def _read_packets(self, session: Session, data: bytes, pos: int) -> int:
         """Read every whole packet from `pos` on; the position after them."""
@@ -605,11 +605,11 @@ class MqttConnection:
         count = 0
         if reason is Reason.SUCCESS:
             try:
-                count = node.publish(message, node.router.route(topic), session)
+                count = node.publish(message, publisher=session)
+                self._remember(session, topic)
             except LimitReached as error:
                 reason, text = Reason.QUOTA_EXCEEDED, str(error)
-                client = session.client
-                node.refusals.refuse("retain", client, text, topic=topic)
+                node.refusals.refuse("retain", session.client, text, topic=topic)
         if reason is not Reason.SUCCESS:
             statistics.drop("refused")
         elif not count and qos == 1:
@@ -622,15 +622,13 @@ class MqttConnection:
         """Whether the message may be published: a reason code, and why not."""
         node = self.server.node
         client = session.client
-        topic, qos, retain = message.topic, message.qos, message.retain
-        mask = node.publish_mask(client, topic)
-        if not mask & 1 << qos + 3 * retain:
-            decision = node.may_publish(client, topic, qos, retain)
-            node.refusals.refuse("publish", client, decision.rule, topic=topic)
-            return Reason.NOT_AUTHORIZED, decision.rule
+        topic = message.topic
+        if topic.encode() not in self._routes:
+            decision = node.may_publish(client, topic, message.qos, message.retain)
+            if not decision.allowed:
+                node.refusals.refuse("publish", client, decision.rule, topic=topic)
+                return Reason.NOT_AUTHORIZED, decision.rule
         settings = self.server.settings
-        if mask == _EVERYTHING and settings.maximum_qos == 2:
-            self._remember(topic)
         about = message.properties
         if settings.check_payload_format and about is not None and about.payload_is_text:
             try:
@@ -641,12 +639,16 @@ class MqttConnection:
                 return Reason.PAYLOAD_FORMAT_INVALID, text
         return Reason.SUCCESS, ""
 
-    def _remember(self, topic: str) -> None:
-        """From now on packets for this topic take the fast path."""
-        routes = self._routes
-        if routes is _NO_ROUTES or len(routes) >= _ROUTES_MAX:
-            routes = self._routes = {}
-        routes[topic.encode()] = self.server.node.router.route(topic)
+    def _remember(self, session: Session, topic: str) -> None:
+        """From now on packets for this topic take the fast path, if they all may."""
+        node, key = self.server.node, topic.encode()
+        if key in self._routes or len(key) > _TOPIC_SIZE_MAX:
+            return
+        allowed = node.publish_mask(session.client, topic)
+        if allowed == _EVERYTHING and self.server.settings.maximum_qos == 2:
+            if self._routes is _NO_ROUTES or len(self._routes) >= _ROUTES_MAX:
+                self._routes = {}
+            self._routes[key] = node.router.route(topic)
 
     def _answer_publish(
         self, packet: Publish, reason: Reason, *, durable: bool, text: str = ""
@@ -758,9 +760,7 @@ class MqttConnection:
 
     def _no_connect(self, _now: float) -> None:
         if self._greeting is not None:
-            self._refuse_greeting(
-                ProtocolViolation("no CONNECT within connect_timeout_s", Reason.PROTOCOL_ERROR)
-            )
+            self._refuse_greeting("no CONNECT within connect_timeout_s")
 
     # -- the session sends (Sink) ----------------------------------------------------------------
 

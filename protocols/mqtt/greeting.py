@@ -209,7 +209,8 @@ class Greeting:
             if is_right:
                 self._accept(user)
             elif is_right is None:
-                raise _Refused("too many clients wait for a verdict", Reason.SERVER_BUSY)
+                text = "too many clients wait for a verdict"
+                self._refuse(Reason.SERVER_BUSY, text, "authenticate")
             else:
                 text = "the user name or password is wrong"
                 self._refuse(Reason.BAD_USER_NAME_OR_PASSWORD, text, "authenticate")

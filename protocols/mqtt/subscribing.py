@@ -6,6 +6,7 @@ from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.topics import (
     InvalidTopic,
     SharedFilter,
+    TopicLimit,
     check_topic_filter,
     has_wildcard,
     split_shared,
@@ -87,7 +88,7 @@ def _subscribe(
     try:
         shared = _check_filter(server, topic_filter)
     except InvalidTopic as error:
-        if topic_filter.startswith("$share/"):
+        if topic_filter.startswith("$share/") and not isinstance(error, TopicLimit):
             raise ProtocolViolation(str(error)) from None
         raise _Refused(str(error), Reason.TOPIC_FILTER_INVALID) from None
     if shared and request.no_local:

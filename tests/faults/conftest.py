@@ -5,7 +5,7 @@ round trip works before and after, resident memory grows by no more than stated,
 logged no error of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
@@ -35,7 +35,7 @@ def round_trip(witness: RawClient, payload: bytes = b"still there?") -> None:
 
 
 @contextmanager
-def under_attack(daemon: BrokerProcess, *, growth_bytes: int = 24 * MIB) -> Iterator[RawClient]:
+def under_attack(daemon: BrokerProcess, *, growth_bytes: int = 24 * MIB) -> Generator[RawClient]:
     """Attack inside this context; afterwards the daemon must be well. Yields the witness."""
     with RawClient(daemon.ports["mqtt"]) as witness:
         witness.join("witness", keep_alive_s=0)

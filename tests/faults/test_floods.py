@@ -1,9 +1,12 @@
 """Too much of what is allowed: connections, levels, properties, retained messages, sessions."""
 
 import time
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 
 from tests.conformance.decoder import decode
 from tests.faults.conftest import MIB, round_trip, under_attack
@@ -263,8 +266,8 @@ def test_receive_maximum(daemon: Daemon, qos: int) -> None:
     """
     with under_attack(daemon), RawClient(daemon.ports["mqtt"]) as client:
         answer = client.join("sender", version=5)
-        announced = dict(decode(answer.raw, 5).properties).get(0x21, 65_535)
-        assert announced == 1024
+        announced = 1024
+        assert (0x21, announced) in decode(answer.raw, 5).properties
         flood = [
             publish_packet("t", b"", qos=qos, packet_id=number, version=5)
             for number in range(1, announced + 2)
@@ -402,7 +405,7 @@ def test_rate() -> None:
         assert time.monotonic() - begin > 0.9
 
 
-def test_unknown_packets_in_bulk(daemon: Daemon) -> None:
+def test_many_pings(daemon: Daemon) -> None:
     """A megabyte of empty packets in one write is read as fast as it comes, and answered."""
     with under_attack(daemon, growth_bytes=32 * MIB), RawClient(daemon.ports["mqtt"]) as client:
         client.join("pings")
@@ -418,3 +421,98 @@ def test_unsubscribe_flood(daemon: Daemon) -> None:
         filters = b"".join(text(f"f/{each}") for each in range(10_000))
         client.send(frame(0xA2, b"\x00\x01" + varint(0) + filters))
         assert client.expect_kind(11).body[3:] == b"\x11" * 10_000
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_refusals_do_not_flood_the_log(qos: int) -> None:
+    """Each refusal is counted, but the log tells of no more than it can hold."""
+    config = """
+        [[rules]]
+        effect = "deny"
+        action = "publish"
+        topics = ["denied/#"]
+    """
+    with start_daemon(config=config) as daemon, under_attack(daemon):
+        with RawClient(daemon.ports["mqtt"]) as client:
+            client.join("denied", version=5)
+            for number in range(5000):
+                topic = f"denied/{number}"
+                client.send(publish_packet(topic, b"", qos=qos, packet_id=1, version=5))
+                if qos:
+                    assert client.expect_kind(4).body[2] == 0x87
+            client.ping(deadline_s=30)
+        assert any("denied/" in line for line in daemon.lines)
+        assert len(daemon.lines) < 500
+
+
+def test_garbage_does_not_flood_the_log(daemon: Daemon) -> None:
+    """Connections that end in protocol errors are no way to fill the disk either."""
+    with under_attack(daemon):
+        for _ in range(2000):
+            with RawClient(daemon.ports["mqtt"]) as client:
+                client.send(b"\x00\x00")
+                client.expect_closed()
+        assert len(daemon.lines) < 500
+
+
+@contextmanager
+def _with_alice(folder: Path, *flags: str) -> Generator[Daemon]:
+    """A daemon with a user whose hash is as dear as that of ``ganglion passwd``."""
+    users = folder / "users"
+    users.write_text(f"alice:{PasswordHasher().hash('right')}\n")
+    users.chmod(0o600)
+    config = f"""
+        [access]
+        users = "{users}"
+        anonymous = true
+        [[rules]]
+        effect = "allow"
+        action = "all"
+        topics = ["#"]
+    """
+    with start_daemon(*flags, config=config) as daemon:
+        yield daemon
+
+
+def test_password_flood(tmp_path: Path) -> None:
+    """Passwords are slow to verify; who sends many wrong ones does not hold up the others.
+
+    Refusals may also say that the server is busy (0x89) or the client over its quota (0x97).
+    """
+    with (
+        _with_alice(tmp_path, "--limit", "connect_timeout_s=60") as daemon,
+        under_attack(daemon, growth_bytes=200 * MIB) as witness,
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(RawClient(daemon.ports["mqtt"])) for _ in range(40)]
+        for number, client in enumerate(clients):
+            password = b"wrong%d" % number
+            client.send(connect_packet(f"c{number}", version=5, user="alice", password=password))
+        begin = time.monotonic()
+        for _ in range(5):
+            round_trip(witness)
+        assert time.monotonic() - begin < 5
+        for client in clients:
+            assert client.expect_kind(2, deadline_s=60).body[1] in (0x86, 0x89, 0x97)
+            client.expect_closed()
+        with RawClient(daemon.ports["mqtt"]) as alice:
+            alice.join("alice", version=5, user="alice", password=b"right")
+
+
+def test_password_flood_beyond_the_deadline(tmp_path: Path) -> None:
+    """Whose password was not verified in time learns that the server is busy (0x88, 0x89).
+
+    He has sent CONNECT in time, so the answer that he waits for is CONNACK (3.1.4-4).
+    """
+    with (
+        _with_alice(tmp_path, "--limit", "connect_timeout_s=1") as daemon,
+        under_attack(daemon, growth_bytes=200 * MIB),
+        ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(RawClient(daemon.ports["mqtt"])) for _ in range(60)]
+        for number, client in enumerate(clients):
+            password = b"wrong%d" % number
+            client.send(connect_packet(f"c{number}", version=5, user="alice", password=password))
+        codes = {client.expect_kind(2, deadline_s=60).body[1] for client in clients}
+        assert codes <= {0x86, 0x88, 0x89, 0x97}
+        assert codes != {0x86}

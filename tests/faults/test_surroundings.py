@@ -76,9 +76,12 @@ def tls_daemon(authority: trustme.CA, tmp_path: Path) -> Iterator[Daemon]:
         yield process
 
 
+def _trusting(authority: trustme.CA) -> ssl.SSLContext:
+    return ssl.create_default_context(cadata=authority.cert_pem.bytes().decode("ascii"))
+
+
 def _is_served_by_tls(daemon: Daemon, authority: trustme.CA) -> None:
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
+    context = _trusting(authority)
     with RawClient(daemon.ports["mqtts"], tls=context) as client:
         client.join("tls")
         client.ping()
@@ -136,8 +139,7 @@ def test_garbage_on_the_tls_port(tls_daemon: Daemon, authority: trustme.CA, garb
 
 def test_tls_peer_that_breaks_off(tls_daemon: Daemon, authority: trustme.CA) -> None:
     """TLS connections that end without a word at any time leave nothing behind."""
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
+    context = _trusting(authority)
     with under_attack(tls_daemon):
         descriptors = tls_daemon.descriptors()
         for number in range(60):

@@ -6,7 +6,7 @@ demands a client certificate. The first two listen on TCP and TLS.
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ def _tls_lines(files: Certificates) -> str:
 
 
 @contextmanager
-def _open(files: Certificates) -> Iterator[BrokerProcess]:
+def _open(files: Certificates) -> Generator[BrokerProcess]:
     if WITH_MOSQUITTO:
         listeners = {
             "mqtt": "allow_anonymous true",
@@ -79,7 +79,7 @@ def _open(files: Certificates) -> Iterator[BrokerProcess]:
 
 
 @contextmanager
-def _with_user(files: Certificates, folder: Path) -> Iterator[BrokerProcess]:
+def _with_user(files: Certificates, folder: Path) -> Generator[BrokerProcess]:
     users = folder / "users"
     if WITH_MOSQUITTO:
         users.touch(mode=0o644)
@@ -108,7 +108,7 @@ def _with_user(files: Certificates, folder: Path) -> Iterator[BrokerProcess]:
 
 
 @contextmanager
-def _with_client_certificates(files: Certificates) -> Iterator[BrokerProcess]:
+def _with_client_certificates(files: Certificates) -> Generator[BrokerProcess]:
     if WITH_MOSQUITTO:
         lines = "allow_anonymous true\nrequire_certificate true\n" + _tls_lines(files)
         with mosquitto(listeners={"mqtts": lines}) as broker:

@@ -327,15 +327,19 @@ class TestLimits:
         assert link.log.refusals()[0]["action"] == "retain"
 
     def test_bytes(self) -> None:
-        """The payload bytes of all retained messages stay within the limit."""
-        link = Link(limits=Limits(retained_bytes_max=100))
+        """The bytes of all retained messages stay within the limit; less room is always given."""
+        link = Link(limits=Limits(retained_bytes_max=10_000))
         client = link.connect("client")
-        assert client.complete("a", b"x" * 60, 1, retain=True) == Reason.NO_MATCHING_SUBSCRIBERS
-        assert client.complete("b", b"x" * 41, 1, retain=True) == Reason.QUOTA_EXCEEDED
-        assert client.complete("b", b"x" * 40, 1, retain=True) == Reason.NO_MATCHING_SUBSCRIBERS
-        assert client.complete("a", b"x" * 61, 1, retain=True) == Reason.QUOTA_EXCEEDED
-        assert client.complete("a", b"x" * 10, 1, retain=True) == Reason.NO_MATCHING_SUBSCRIBERS
-        assert link.node.retained.size_bytes == 50
+        kept, refused = Reason.NO_MATCHING_SUBSCRIBERS, Reason.QUOTA_EXCEEDED
+        assert client.complete("a", b"x" * 6000, 1, retain=True) == kept
+        assert client.complete("b", b"x" * 4000, 1, retain=True) == refused
+        assert client.complete("b", b"x" * 3000, 1, retain=True) == kept
+        assert client.complete("a", b"x" * 7000, 1, retain=True) == refused
+        assert client.complete("a", b"x" * 1000, 1, retain=True) == kept
+        assert 4000 <= link.node.retained.size_bytes <= 10_000
+        for topic in ("a", "b"):
+            assert client.complete(topic, b"", 1, retain=True) == kept
+        assert link.node.retained.size_bytes == 0
 
     def test_mqtt_3_is_acknowledged_all_the_same(self) -> None:
         """MQTT 3.x cannot say no: the refused message is acknowledged and dropped, and counted."""
