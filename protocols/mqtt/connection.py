@@ -60,6 +60,7 @@ from ganglion.protocols.mqtt.reasons import (
     MqttError,
     ProtocolViolation,
     Reason,
+    receive_maximum_exceeded,
 )
 from ganglion.protocols.mqtt.server import MqttServer
 from ganglion.protocols.mqtt.subscribing import subscribe, unsubscribe
@@ -77,11 +78,6 @@ _FAST_ACKS = frozenset((0x40, 0x50, 0x62, 0x70))  # PUBACK, PUBREC, PUBREL, PUBC
 _FROM_SERVER = frozenset(
     (PacketType.CONNACK, PacketType.SUBACK, PacketType.UNSUBACK, PacketType.PINGRESP)
 )
-
-
-def _too_many_unacknowledged(maximum: int) -> ProtocolViolation:
-    text = f"more than Receive Maximum = {maximum} messages are unacknowledged (MQTT-3.3.4-9)"
-    return ProtocolViolation(text, Reason.RECEIVE_MAXIMUM_EXCEEDED)
 
 
 class MqttConnection:
@@ -340,7 +336,7 @@ class MqttConnection:
                             if first == 0x32:
                                 unacknowledged += 1
                                 if unacknowledged > unacknowledged_max:
-                                    raise _too_many_unacknowledged(unacknowledged_max)
+                                    raise receive_maximum_exceeded(unacknowledged_max)
                                 message = Message(route.topic, data[payload_at:end], 1)
                                 ack = b"\x40\2" + packet_id
                             else:
@@ -384,7 +380,7 @@ class MqttConnection:
                 if first & 0xF6 == 0x32:
                     unacknowledged += 1
                     if unacknowledged > unacknowledged_max:
-                        raise _too_many_unacknowledged(unacknowledged_max)
+                        raise receive_maximum_exceeded(unacknowledged_max)
                 self._dispatch(session, first & 0xFF, data, start, end)
                 pos = end
                 if self.session is None:
@@ -434,7 +430,7 @@ class MqttConnection:
         if packet_id in received:
             return False
         if self.version == V5 and len(received) >= self.server.node.limits.receive_max:
-            raise _too_many_unacknowledged(len(received))
+            raise receive_maximum_exceeded(len(received))
         received.add(packet_id)
         if session.is_durable():
             self.server.node.journal.put_received(session, packet_id)

@@ -25,6 +25,7 @@ __all__ = [
     "Unencodable",
     "UnsupportedVersion",
     "connack_return_code",
+    "receive_maximum_exceeded",
 ]
 
 
@@ -144,6 +145,12 @@ class ProtocolViolation(MqttError):
 
     def __init__(self, text: str, reason: Reason = Reason.PROTOCOL_ERROR) -> None:
         super().__init__(text, reason)
+
+
+def receive_maximum_exceeded(maximum: int) -> ProtocolViolation:
+    """The error of a peer with more than `maximum` unacknowledged messages (MQTT-3.3.4-9)."""
+    text = f"more than Receive Maximum = {maximum} messages are unacknowledged (MQTT-3.3.4-9)"
+    return ProtocolViolation(text, Reason.RECEIVE_MAXIMUM_EXCEEDED)
 
 
 class UnsupportedVersion(ProtocolViolation):

@@ -91,9 +91,9 @@ def test_invalid_filters(topic_filter: str) -> None:
 @pytest.mark.parametrize("topic", ["x" * 65, "é" * 33, "/" * 24])
 def test_limits(topic: str) -> None:
     """Bytes and levels over the limits are told apart from what is malformed, by name."""
-    with pytest.raises(TopicLimit, match="topic_(size|levels)_max"):
+    with pytest.raises(TopicLimit, match=r"topic_(size|levels)_max"):
         check_topic_name(topic, LIMITS)
-    with pytest.raises(TopicLimit, match="topic_(size|levels)_max"):
+    with pytest.raises(TopicLimit, match=r"topic_(size|levels)_max"):
         check_topic_filter(topic, LIMITS)
 
 
