@@ -226,7 +226,7 @@ class MqttConnection:
             try:
                 header = self._read_greeting_header(data, pos)
             except MqttError as error:
-                self._refuse_greeting(str(error))
+                self.refuse_greeting(str(error))
                 return size
             if header is None or header[2] > size:
                 break
@@ -246,7 +246,8 @@ class MqttConnection:
             )
         return header
 
-    def _refuse_greeting(self, text: str) -> None:
+    def refuse_greeting(self, text: str) -> None:
+        """Close without an answer: there was no CONNECT that could be answered."""
         self.server.node.refusals.refuse("connect", None, text, address=self.endpoint.peer)
         self.end(text, publish_will=False)
 
@@ -756,7 +757,7 @@ class MqttConnection:
 
     def _no_connect(self, _now: float) -> None:
         if self._greeting is not None:
-            self._refuse_greeting("no CONNECT within connect_timeout_s")
+            self._greeting.time_out()
 
     # -- the session sends (Sink) ----------------------------------------------------------------
 

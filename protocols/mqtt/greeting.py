@@ -115,6 +115,15 @@ class Greeting:
         except MqttError as error:
             self._refuse_malformed(error, data, start)
 
+    def time_out(self) -> None:
+        """The time to connect is over (3.1.4); whoever waits for our answer gets one."""
+        if self._connect is None:
+            self._connection.refuse_greeting("no CONNECT within connect_timeout_s")
+        else:
+            text = "not authenticated within connect_timeout_s"
+            reason = Reason.SERVER_BUSY if self.is_waiting else Reason.NOT_AUTHORIZED
+            self._refuse(reason, text, "authenticate")
+
     # -- CONNECT ---------------------------------------------------------------------------------
 
     def _on_connect(self, first: int, data: bytes, start: int, end: int) -> None:
