@@ -6,7 +6,6 @@ tick, hands the batch to the store; effects run in the order in which they were 
 store reports it durable (DESIGN rule: nothing leaves before it is durable).
 """
 
-from collections import deque
 from collections.abc import Callable
 
 from ganglion.broker.store import Batch, Kind, Store
@@ -15,13 +14,17 @@ __all__ = ["Commits"]
 
 
 class Commits:
-    """Records changes, commits them in batches and runs effects in order."""
+    """Records changes, commits them in batches and runs effects in order.
+
+    One batch is under way at a time and the next one fills meanwhile: the slower the store, the
+    more a commit carries (group commit without a timer).
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._batch: Batch | None = None
         self._effects: list[Callable[[], None]] = []
-        self._under_way: deque[list[Callable[[], None]]] = deque()
+        self._under_way: list[Callable[[], None]] | None = None
 
     def put(self, kind: Kind, key: bytes, value: bytes) -> None:
         """Record that this is the value of `key` from now on."""
@@ -39,21 +42,21 @@ class Commits:
         """Run `effect` once everything recorded so far is durable: at once if it is already."""
         if self._batch is not None:
             self._effects.append(effect)
-        elif self._under_way:
-            self._under_way[-1].append(effect)
+        elif self._under_way is not None:
+            self._under_way.append(effect)
         else:
             effect()
 
     def flush(self) -> None:
-        """Commit what has been recorded since the last time."""
-        while self._batch is not None:  # effects may record more
+        """Commit what has been recorded, unless a commit is under way: then it follows that one."""
+        while self._batch is not None and self._under_way is None:
             batch, self._batch = self._batch, None
-            effects, self._effects = self._effects, []
-            self._under_way.append(effects)
-            self._store.commit(batch, self._committed)
+            self._under_way, self._effects = self._effects, []
+            self._store.commit(batch, self._committed)  # may complete before it returns
 
     def _committed(self) -> None:
-        effects = self._under_way[0]
+        effects = self._under_way
+        assert effects is not None
         for effect in effects:  # grows when an effect registers another
             effect()
-        self._under_way.popleft()
+        self._under_way = None

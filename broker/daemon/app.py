@@ -123,8 +123,7 @@ class Broker:
 
         There the node's clock is right, what is recorded is committed, and what is written sent.
         """
-        self.node.timers.after(0.0, lambda _now: call())
-        self.reactor.wake()
+        self.reactor.call_soon(call)
 
     async def reload(self, *, limits: Limits, access: Access, users: Users) -> None:
         """Let these limits, rules and users act at once, also on what is connected already."""
@@ -146,7 +145,11 @@ class Broker:
         """
         self.reactor.stop_listening()
         await self._in_tick(self.node.drain)
-        return await self.reactor.drain(self.node.limits.drain_timeout_s)
+        complete = await self.reactor.drain(self.node.limits.drain_timeout_s)
+        durable = trio.Event()
+        await self._in_tick(lambda: self.node.journal.commits.after_commit(durable.set))
+        await durable.wait()
+        return complete
 
     async def _in_tick(self, call: Callable[[], None]) -> None:
         done = trio.Event()

@@ -16,6 +16,7 @@ import socket
 import ssl
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable
 from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from pathlib import Path
@@ -82,6 +83,7 @@ class SocketEndpoint:
         "_closing",
         "_gone",
         "_interest",
+        "_is_connected",
         "_is_lingering",
         "_layer",
         "_output",
@@ -119,6 +121,7 @@ class SocketEndpoint:
         self._paused = False
         self._closing: str | None = None  # why, once `close` was called
         self._gone = False
+        self._is_connected = layer is None  # whether the protocol knows of the connection
         self._is_lingering = False
         self._wait_until = 0.0  # when a peer that takes nothing, or lingers, is given up
         self.fd = connection.fileno()
@@ -252,7 +255,7 @@ class SocketEndpoint:
                     return
                 continue  # lingering: the peer has not heard yet that nobody listens
             if not data:
-                if self._is_connected():
+                if self._is_connected:
                     self._protocol.end_of_stream()
                 self.close("the client closed the connection")
                 return
@@ -275,12 +278,14 @@ class SocketEndpoint:
         if not was_established:
             self._reactor.dirty.append(self)
             if layer.is_established:
+                self._is_connected = True
                 self._protocol.connected(self, now)
         if plain:
             self._reactor.statistics.bytes_received += len(plain)
             self._protocol.receive(plain, now)
         if ended and self._closing is None:
-            self._protocol.end_of_stream()
+            if self._is_connected:
+                self._protocol.end_of_stream()
             self.close("the client ended TLS")
 
     def pause_reading(self) -> None:
@@ -342,12 +347,8 @@ class SocketEndpoint:
         self.congested = False
         self._reactor.forget(self)
         self._socket.close()
-        if self._is_connected():
+        if self._is_connected:
             self._protocol.lost(self._closing)
-
-    def _is_connected(self) -> bool:
-        """Whether the protocol knows of the connection: not before the end of the handshake."""
-        return self._layer is None or self._layer.is_established
 
     def is_overdue(self, now: float) -> bool:
         """Whether the peer has taken nothing for too long."""
@@ -515,6 +516,7 @@ class Reactor:
         self.epoll.register(self._alarm, _IN)
         self._alarm_at = float("inf")
         self._alarm_scope: trio.CancelScope | None = None
+        self._calls: deque[Callable[[], None]] = deque()  # appended to by any thread
         self._all_gone = trio.Event()
         timers.now = monotonic()
 
@@ -580,7 +582,10 @@ class Reactor:
         self.endpoints[endpoint.fd] = endpoint
         self.epoll.register(endpoint.fd, _IN)
         if layer is None:
-            protocol.connected(endpoint, now)
+            try:
+                protocol.connected(endpoint, now)
+            except Exception:  # noqa: BLE001 - a fault of ours costs one connection
+                self._contain(endpoint)
         else:
             self.timers.at(
                 now + self.limits.connect_timeout_s, lambda _: self._check_handshake(endpoint)
@@ -694,6 +699,11 @@ class Reactor:
             except Exception:  # noqa: BLE001 - a fault of ours costs one callback
                 self._contain(None)
             deadline = timers.next_deadline()
+        while self._calls:
+            try:
+                self._calls.popleft()()
+            except Exception:  # noqa: BLE001 - as above
+                self._contain(None)
         self._end_of_tick()
         while self.dirty:
             dirty, self.dirty = self.dirty, []
@@ -742,13 +752,14 @@ class Reactor:
         """Wait until every connection has closed, at most so long; whether all have."""
         self._all_gone = trio.Event()
         if self.connection_count:
-            self.wake()
+            os.eventfd_write(self._alarm, 1)
             with trio.move_on_after(timeout_s):
                 await self._all_gone.wait()
         return self.connection_count == 0
 
-    def wake(self) -> None:
-        """Run a tick soon, for output was written outside of one."""
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Make this call in the next tick, which comes at once. May be called from any thread."""
+        self._calls.append(call)
         os.eventfd_write(self._alarm, 1)
 
     def close(self) -> None:

@@ -76,7 +76,24 @@ def test_order() -> None:
             commits.flush()
     while store.held:
         store.release()
+        commits.flush()
     assert seen == list(range(6))
+
+
+def test_changes_during_a_commit_go_together() -> None:
+    """What is recorded while a commit is under way makes one batch, however many ticks it took."""
+    store = HeldStore()
+    commits = Commits(store)
+    for number in range(5):
+        commits.put(Kind.RETAINED, b"%d" % number, b"")
+        commits.flush()
+        assert len(store.held) == 1
+    store.release()
+    commits.flush()
+    store.release()
+    assert not store.held
+    assert store.commit_number == 2
+    assert len(list(store.scan(Kind.RETAINED))) == 5
 
 
 @pytest.mark.parametrize("held", [False, True])

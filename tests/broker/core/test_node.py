@@ -61,7 +61,6 @@ def test_subscribing_raises() -> None:
 
 def test_deep_wildcards_count_more() -> None:
     """The limit of subscriptions is one of memory: what is given back can be used again."""
-
     link = Link(limits=Limits(subscriptions_per_client_max=20))
     client = link.connect("client")
     deep = "+/" * 100 + "x"
