@@ -231,6 +231,7 @@ class Node:
             del self.sessions[session.client.client_id]
         self._give_back_shared(session, ended=True)
         self.journal.forget_session(session)
+        session.discard_queue()
         for subscription in session.subscriptions.values():
             self.router.remove(subscription)
         session.subscriptions = {}

@@ -228,7 +228,7 @@ class Session:
         ):
             delivery = queue.popleft()
             message = delivery[0]
-            self.queued_bytes -= message.size_bytes()
+            self._count_queued(-1, -message.size_bytes())
             if message.expires_at is not None and message.expires_at <= now:
                 if delivery[2]:
                     self._journal.forget_queued(self, delivery[2])
@@ -278,7 +278,19 @@ class Session:
         if self.queue is None:
             self.queue = deque()
         self.queue.append(delivery)
-        self.queued_bytes += delivery[0].size_bytes()
+        self._count_queued(1, delivery[0].size_bytes())
+
+    def _count_queued(self, count: int, size_bytes: int) -> None:
+        self.queued_bytes += size_bytes
+        statistics = self._journal.statistics
+        statistics.queued_messages += count
+        statistics.queued_bytes += size_bytes
+
+    def discard_queue(self) -> None:
+        """The session ends: nothing waits for it any more."""
+        if self.queue:
+            self._count_queued(-len(self.queue), -self.queued_bytes)
+            self.queue = None
 
     def _queue_durably(self, message: Message, terms: Terms) -> None:
         self.recorded_number += 1
@@ -394,7 +406,7 @@ class Session:
             for delivery in self.queue:
                 if wanted(delivery):
                     taken.append(delivery)
-                    self.queued_bytes -= delivery[0].size_bytes()
+                    self._count_queued(-1, -delivery[0].size_bytes())
                     if delivery[2]:
                         self._journal.forget_queued(self, delivery[2])
                 else:

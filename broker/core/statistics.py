@@ -1,4 +1,4 @@
-"""What a node counts. Counters only grow; gauges are read from the objects that own them."""
+"""What a node counts: counters, which only grow, and gauges of what no single object owns."""
 
 from collections import defaultdict
 
@@ -21,6 +21,8 @@ class Statistics:
         "publish_bytes_sent",
         "publish_received",
         "publish_sent",
+        "queued_bytes",
+        "queued_messages",
         "sockets_opened",
     )
 
@@ -43,6 +45,10 @@ class Statistics:
         """Bytes of the packets of `publish_sent`."""
         self.connections_opened = 0
         """Clients that completed CONNECT."""
+        self.queued_messages = 0
+        """How many messages wait in sessions now."""
+        self.queued_bytes = 0
+        """Their bytes, as they count against limits."""
         self.sockets_opened = 0
         """Accepted connections, whatever came of them."""
         self.clients_maximum = 0

@@ -62,8 +62,7 @@ class SysTopics:
         node = self._node
         counted = node.statistics
         total = len(node.sessions)
-        stored = sum(len(each.queue or ()) + len(each.inflight) for each in node.sessions.values())
-        waiting_bytes = sum(each.queued_bytes for each in node.sessions.values())
+        stored = counted.queued_messages + len(node.retained)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "clients/total": total,
@@ -75,9 +74,9 @@ class SysTopics:
             "clients/expired": counted.clients_expired,
             "messages/received": counted.packets_received,
             "messages/sent": counted.packets_sent,
-            "messages/stored": stored + len(node.retained),
-            "store/messages/count": stored + len(node.retained),
-            "store/messages/bytes": waiting_bytes + node.retained.size_bytes,
+            "messages/stored": stored,
+            "store/messages/count": stored,
+            "store/messages/bytes": counted.queued_bytes + node.retained.size_bytes,
             "retained messages/count": len(node.retained),
             "subscriptions/count": node.router.subscription_count,
             "shared_subscriptions/count": node.router.shared_count,
