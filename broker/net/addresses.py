@@ -33,7 +33,7 @@ class Address:
             if not text[5:]:
                 raise InvalidAddress("unix: needs the path of a socket, such as unix:/run/ganglion")
             return cls(path=text[5:])
-        if text.isdigit():
+        if text.isdecimal():
             return cls("127.0.0.1", _port(text, text))
         if text.startswith("["):
             host, bracket, rest = text[1:].partition("]")
@@ -44,7 +44,7 @@ class Address:
             host, port = text, ""
         else:
             host, _, port = text.partition(":")
-        if ":" in host:
+        if ":" in host or text.startswith("["):
             try:
                 ip_address(host)
             except ValueError as error:
@@ -69,7 +69,7 @@ class Address:
 
 
 def _port(port: str, text: str) -> int:
-    if not port.isdigit() or int(port) > 65_535:
+    if not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
         raise InvalidAddress(f"{text!r}: the port must be a number from 0 to 65535")
     return int(port)
 

@@ -221,9 +221,8 @@ class RecoveryMachine(RuleBasedStateMachine):
             assert store.record_count() == 0  # type: ignore[attr-defined]  # the link's own store
 
 
-TestRecovery = RecoveryMachine.TestCase
+TestRecovery = pytest.mark.slow(RecoveryMachine.TestCase)
 TestRecovery.settings = settings(max_examples=60, stateful_step_count=40)
-TestRecovery.pytestmark = [pytest.mark.slow]
 
 
 def test_expiry_goes_on_while_the_node_is_down() -> None:

@@ -78,9 +78,8 @@ class RetainedMachine(RuleBasedStateMachine):
             assert self.retained._own_bytes == 0
 
 
-TestRetained = RetainedMachine.TestCase
+TestRetained = pytest.mark.slow(RetainedMachine.TestCase)
 TestRetained.settings = settings(max_examples=60, stateful_step_count=40)
-TestRetained.pytestmark = [pytest.mark.slow]
 
 
 def test_what_its_publisher_chose_the_size_of_counts() -> None:

@@ -256,9 +256,8 @@ def _expected_target(name: str, found: list[Subscription]) -> TargetView:
     )
 
 
-TestRouter = RouterMachine.TestCase
+TestRouter = pytest.mark.slow(RouterMachine.TestCase)
 TestRouter.settings = settings(max_examples=80, stateful_step_count=40)
-TestRouter.pytestmark = [pytest.mark.slow]
 
 
 class TestRoutes:
@@ -403,7 +402,7 @@ class TestSharedGroup:
         group, fakes = self._group(2)
         for _ in range(4):
             message = Message("t", b"", 1)
-            assert group.deliver(message, lambda session, _: session is fakes[1])
+            assert group.deliver(message, lambda session, _: cast(object, session) is fakes[1])
         assert [len(fake.delivered) for fake in fakes] == [0, 4]
 
     def test_groups_by_name_and_filter(self) -> None:

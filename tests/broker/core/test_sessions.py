@@ -30,6 +30,7 @@ class FakeSink:
     """Packet identifier, payload, QoS, DUP."""
     released: list[int] = field(default_factory=list)
     too_large: bytes | None = None
+    nowhere: Outlet | None = None
 
     def send(self, packet_id: int, message: Message, terms: Terms, duplicate: bool) -> bool:
         """Send the message."""
@@ -45,6 +46,7 @@ class FakeSink:
     def outlet(self, form: int) -> Outlet | None:
         """Nowhere."""
         assert form >= 0
+        return self.nowhere
 
     def taken_over(self) -> None:
         """Not in these tests."""
@@ -289,6 +291,5 @@ class SessionMachine(RuleBasedStateMachine):
         assert len(set(numbers)) == len(numbers)
 
 
-TestAnySession = SessionMachine.TestCase
+TestAnySession = pytest.mark.slow(SessionMachine.TestCase)
 TestAnySession.settings = settings(max_examples=80, stateful_step_count=50)
-TestAnySession.pytestmark = [pytest.mark.slow]

@@ -219,6 +219,5 @@ class TreeMachine(RuleBasedStateMachine):
             assert not self.tree._root.children
 
 
-TestTree = TreeMachine.TestCase
+TestTree = pytest.mark.slow(TreeMachine.TestCase)
 TestTree.settings = settings(max_examples=60, stateful_step_count=40)
-TestTree.pytestmark = [pytest.mark.slow]

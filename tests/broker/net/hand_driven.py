@@ -1,14 +1,14 @@
 """A reactor whose ticks a test makes by hand, and protocols to put on it.
 
-`HandDriven` has real sockets and no trio: `until` polls and ticks till something is true. What needs
-trio (deadlines, draining) is tested with `Reactor.run`.
+`HandDriven` has real sockets and no trio: `until` polls and ticks till something is true. What
+needs trio (deadlines, draining) is tested with `Reactor.run`.
 """
 
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 
 from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.statistics import Statistics
@@ -102,7 +102,7 @@ class HandDriven:
         """What was made for each accepted connection."""
         self._opened = ExitStack()
 
-    def __enter__(self) -> "HandDriven":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -162,6 +162,10 @@ class HandDriven:
         while not condition():
             assert time.monotonic() < give_up_at, "it did not come true"
             self.tick(0.005)
+
+    def until_lost(self, protocol: Talker) -> None:
+        """Make ticks until the protocol has lost its connection."""
+        self.until(lambda: protocol.reasons)
 
     def receive(self, client: socket.socket, size: int) -> bytes:
         """Exactly so many bytes for the client, with ticks as long as it takes."""

@@ -132,7 +132,7 @@ class TestCongestion:
 
     def _clog(self, hand: HandDriven) -> tuple[socket.socket, Talker, bytes]:
         client, protocol = hand.join(hand.listen(), receive_buffer=4096)
-        data = bytes(range(256)) * (32 * MIB // 256)
+        data = bytes(range(256)) * (8 * MIB // 256)
         protocol.endpoint.write(data)
         hand.tick()
         assert protocol.endpoint.congested
@@ -238,7 +238,7 @@ class TestEnds:
                 protocol.endpoint.pause_reading()
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.close()
-            hand.until(lambda p=protocol: p.reasons)
+            hand.until_lost(protocol)
             assert protocol.events[-1] == "lost"
 
     def test_half_closed_clients_get_the_answer(self, hand: HandDriven) -> None:
@@ -347,7 +347,7 @@ class TestEnds:
                 client.send(b"x")
                 hand.receive(client, 1)
                 client.close()
-                hand.until(lambda p=protocol: p.reasons)
+                hand.until_lost(protocol)
         assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -355,7 +355,7 @@ class TestLimits:
     """Connections in total and per address."""
 
     def test_in_total(self) -> None:
-        """One over `connections_max` is closed when it is accepted; a place that is freed is used."""
+        """One over `connections_max` is closed when accepted; a place that is freed is used."""
         with HandDriven(Limits(connections_max=2)) as hand:
             listener = hand.listen(Echo)
             first, protocol = hand.join(listener)
@@ -461,7 +461,7 @@ class TestFaults:
     def test_calls(self, hand: HandDriven, capsys: pytest.CaptureFixture[str]) -> None:
         """An exception in a call from elsewhere costs that call."""
         called: list[str] = []
-        hand.reactor.call_soon(lambda: called.append("%d" % (1 / 0)))
+        hand.reactor.call_soon(lambda: called.append(str(1 // 0)))
         hand.reactor.call_soon(lambda: called.append("other"))
         hand.until(lambda: called)
         assert called == ["other"]
@@ -480,7 +480,7 @@ class TestListeners:
     def test_a_port_in_use(self, hand: HandDriven) -> None:
         """An address that cannot be had says which and what to do."""
         listener = hand.listen()
-        with pytest.raises(CannotListen, match="in use.*stop what uses it"):
+        with pytest.raises(CannotListen, match=r"in use.*stop what uses it"):
             hand.listen(address=listener.address)
 
     @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid"])

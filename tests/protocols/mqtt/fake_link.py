@@ -340,6 +340,10 @@ class FakeClient:
 
     # -- the link --------------------------------------------------------------------------------
 
+    def ended(self) -> bool:
+        """`is_gone`, for a test that asks again and again."""
+        return self.is_gone
+
     @property
     def session(self) -> Session:
         """The session that this connection has."""

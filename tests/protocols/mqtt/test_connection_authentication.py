@@ -60,7 +60,9 @@ def slow() -> SlowAuthenticator:
 
 
 def _let_everybody_in(
-    _user: str | None, _password: bytes | None, done: Callable[[bool | None], None]
+    user: str | None,  # noqa: ARG001 - the names are those of `Authenticator`
+    password: bytes | None,  # noqa: ARG001 - as above
+    done: Callable[[bool | None], None],
 ) -> None:
     done(True)
 

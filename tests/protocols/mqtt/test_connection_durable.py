@@ -241,15 +241,16 @@ def test_qos_2_from_the_client_is_exactly_once_across_a_crash(commits: int) -> N
     disk.subscriber.cut()
     disk.commit()
     client = disk.connect("client")
-    unfinished: Publish | Pubrel | None = Publish("kept/a", b"once", 2, packet_id=4)
-    client.send(unfinished)
+    message = Publish("kept/a", b"once", 2, packet_id=4)
+    unfinished: Publish | Pubrel | None = message
+    client.send(message)
     for _ in range(commits):
         disk.store.release(1)
         disk.link.tick()
         for packet in client.take():
             if isinstance(packet, Pubrec):
                 unfinished = Pubrel(4)
-                client.send(unfinished)
+                client.send(Pubrel(4))
             elif isinstance(packet, Pubcomp):
                 unfinished = None
     link = disk.link.restart()

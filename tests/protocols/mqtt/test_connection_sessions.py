@@ -276,9 +276,9 @@ class TestKeepAlive:
         client.send(Pingreq())
         client.only(Pingresp)
         link.advance(14.9)
-        assert not client.is_gone
+        assert not client.ended()
         link.advance(0.2)
-        assert client.is_gone
+        assert client.ended()
         if version == V5:
             assert client.goodbye() == Reason.KEEP_ALIVE_TIMEOUT
 
@@ -289,7 +289,7 @@ class TestKeepAlive:
         for byte in b"\x30\x06\x00\x01tabc":
             link.advance(14)
             client.send_bytes(bytes((byte,)))
-        assert not client.is_gone
+        assert not client.ended()
 
     @pytest.mark.parametrize("at", [0.1, 1e5 + 0.1, 1e6 + 0.3, 1e7 + 0.7])
     def test_the_check_ends_whatever_the_clock_shows(self, at: float) -> None:
@@ -298,14 +298,14 @@ class TestKeepAlive:
             link = Link(start_s=at)
             client = link.connect("a", keep_alive_s=keep_alive_s)
             link.advance(1.5 * keep_alive_s + 0.001)
-            assert client.is_gone
+            assert client.ended()
 
     def test_zero_switches_it_off(self) -> None:
         """Keep alive 0: the client may be silent for ever (3.1.2.10)."""
         link = Link()
         client = link.connect("a", keep_alive_s=0)
         link.advance(1e6)
-        assert not client.is_gone
+        assert not client.ended()
 
     def test_the_node_caps_it(self) -> None:
         """`keep_alive_max_s` is announced as Server Keep Alive and used (3.2.2-21, 3.2.2-22)."""
@@ -314,9 +314,9 @@ class TestKeepAlive:
             client, connack = link.greet("a", keep_alive_s=asked)
             assert connack.server_keep_alive == told
             link.advance(1.5 * min(asked or 20, 20) - 0.1)
-            assert not client.is_gone
+            assert not client.ended()
             link.advance(0.2)
-            assert client.is_gone
+            assert client.ended()
 
     def test_no_timers_are_left_behind(self) -> None:
         """Ten thousand pings leave one deadline, not ten thousand."""
@@ -367,9 +367,9 @@ class TestBeforeConnect:
         link = Link(limits=Limits(connect_timeout_s=5))
         client = link.open(version)
         link.advance(4.9)
-        assert not client.is_gone
+        assert not client.ended()
         link.advance(0.2)
-        assert client.is_gone
+        assert client.ended()
         assert client.take() == []
 
     @pytest.mark.parametrize("first", [each << 4 for each in range(16) if each != 1])

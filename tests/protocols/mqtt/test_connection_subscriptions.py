@@ -1,6 +1,7 @@
 """Overlapping, no-local and shared subscriptions (MQTT 5.0, 3.8.3.1, 3.3.4 and 4.8.2)."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -155,7 +156,7 @@ class TestNoLocal:
 class Group:
     """Members of ``$share/g/t`` and somebody who publishes."""
 
-    def __init__(self, count: int, qos: int = 1, *, version: int = V5, **options: int) -> None:
+    def __init__(self, count: int, qos: int = 1, *, version: int = V5, **options: Any) -> None:
         self.link = Link()
         self.qos = qos
         self.members = [
