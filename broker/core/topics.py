@@ -146,7 +146,7 @@ class _Level(Generic[_Value]):
 
     def everything(self) -> Iterator[_Value]:
         """The values of this level and all below it."""
-        todo = [self]
+        todo: list[_Level[_Value]] = [self]
         while todo:
             level = todo.pop()
             if level.values:
