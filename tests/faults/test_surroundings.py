@@ -177,7 +177,7 @@ def test_takeover_by_another_user(version: int, connected: bool, tmp_path: Path)
         port = daemon.ports["mqtt"]
         with RawClient(port) as alice, RawClient(port) as mallory, RawClient(port) as sender:
             login = {"version": version, "clean": False, "properties": expiry}
-            alice.join("device", user="alice", password=b"a", **login)  # type: ignore[arg-type]
+            alice.join("device", user="alice", password=b"a", **login)  # type: ignore[arg-type]  # keywords of several types
             alice.subscribe("secret", options=1, version=version)
             if not connected:
                 alice.send("e0 00")
@@ -204,7 +204,7 @@ def test_takeover_by_another_user(version: int, connected: bool, tmp_path: Path)
                 alice.ping()
                 return
             with RawClient(port) as again:
-                answer = again.join("device", user="alice", password=b"a", **login)  # type: ignore[arg-type]
+                answer = again.join("device", user="alice", password=b"a", **login)  # type: ignore[arg-type]  # keywords of several types
                 assert answer.body[0] == 1, "the session of alice is gone"
                 assert b"for alice" in again.expect_kind(3).body
 

@@ -82,6 +82,16 @@ TestRetained = pytest.mark.slow(RetainedMachine.TestCase)
 TestRetained.settings = settings(max_examples=60, stateful_step_count=40)
 
 
+def test_a_limit_that_was_lowered() -> None:
+    """Over a limit that was lowered, what takes no more room than before is still taken."""
+    retained = Retained()
+    for topic in ("a", "b"):
+        retained.set(Message(topic, b"x" * 5000, 0, True))
+    assert retained.has_room_for(Message("a", b"x" * 4999, 0, True), LIMITS)
+    assert retained.has_room_for(Message("a", b"y" * 5000, 0, True), LIMITS)
+    assert not retained.has_room_for(Message("a", b"x" * 5001, 0, True), LIMITS)
+
+
 def test_what_its_publisher_chose_the_size_of_counts() -> None:
     """Topics and properties count against the bytes like the payload."""
     limits = Limits(retained_bytes_max=10_000)

@@ -72,6 +72,17 @@ class TestData:
         assert protocol.endpoint.buffered == 0
         assert client.recv(1000) == b"".join(b"%02d" % number for number in range(100))
 
+    def test_a_tick_takes_a_bounded_share(
+        self, hand: HandDriven, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A tick receives four times from an endpoint at most, however much waits there."""
+        monkeypatch.setattr(reactor_module, "_RECV_SIZE", 1024)
+        client, protocol = hand.join(hand.listen())
+        client.send(b"x" * 100_000)
+        hand.tick(1.0)
+        assert protocol.chunks == [1024] * 4
+        hand.until(lambda: len(protocol.received) == 100_000)
+
     def test_a_firehose_does_not_starve_others(self, hand: HandDriven) -> None:
         """A tick takes at most 256 KiB from an endpoint, and something from all that are ready."""
         listener = hand.listen()

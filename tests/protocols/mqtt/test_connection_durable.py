@@ -136,6 +136,20 @@ def test_acknowledgement_and_delivery_wait(
         assert disk.subscriber.only(Publish).payload == b"x"
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+def test_nothing_hurries_an_uncommitted_message(disk: SlowDisk, qos: int) -> None:
+    """Neither packets of the client nor an end of its congestion send what is not durable yet."""
+    publisher = disk.connect("publisher")
+    for payload in (b"1", b"2"):
+        publisher.publish("kept/a", payload, qos)
+    disk.subscriber.send(Puback(9), Pingreq())
+    disk.subscriber.relieve()
+    assert _kinds(disk.subscriber.take()) == [Pingresp]
+    disk.commit()
+    arrived = disk.subscriber.take()
+    assert [each.payload for each in arrived if isinstance(each, Publish)] == [b"1", b"2"]
+
+
 def test_transient_messages_do_not_wait(disk: SlowDisk) -> None:
     """QoS 0 is delivered, and QoS 1 without a durable target acknowledged, without the disk."""
     client = disk.connect("client")

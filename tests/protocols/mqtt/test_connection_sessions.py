@@ -282,6 +282,17 @@ class TestKeepAlive:
         if version == V5:
             assert client.goodbye() == Reason.KEEP_ALIVE_TIMEOUT
 
+    def test_it_counts_from_the_last_packet(self) -> None:
+        """The deadline moves with every packet by all of the time that it came later."""
+        link = Link()
+        client = link.connect("a", keep_alive_s=10)
+        link.advance(0.5)
+        client.send(Pingreq())
+        link.advance(14.9)
+        assert not client.ended()
+        link.advance(0.2)
+        assert client.ended()
+
     def test_any_bytes_count(self) -> None:
         """Whatever comes shows that the client lives, a part of a packet too."""
         link = Link()
