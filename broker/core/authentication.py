@@ -153,7 +153,7 @@ class Users:
         """
         users = cls()
         # Not splitlines(): it also splits at characters that no editor counts as a line's end.
-        lines = text.replace("\r\n", "\n").split("\n")
+        lines = [each.rstrip("\r") for each in text.split("\n")]
         if not lines[-1]:
             lines.pop()
         for number, line in enumerate(lines, 1):

@@ -57,6 +57,12 @@ class Commits:
     def _committed(self) -> None:
         effects = self._under_way
         assert effects is not None
+        fault: Exception | None = None
         for effect in effects:  # grows when an effect registers another
-            effect()
+            try:
+                effect()
+            except Exception as error:  # noqa: BLE001 - the others are owed to other clients
+                fault = fault or error
         self._under_way = None
+        if fault is not None:
+            raise fault

@@ -369,9 +369,13 @@ class Session:
             self.queue = deque((message, terms, 0) for message, terms, _ in self.queue)
 
     def disconnected(self) -> None:
-        """Its connection has gone."""
+        """Its connection has gone; what it was owed above QoS 0 waits for its return."""
         self.connection = self.sink = None
-        self.replay = self.resending = None
+        replay, self.replay, self.resending = self.replay, None, None
+        if replay and self.expiry_s:
+            for message, terms, _ in replay:
+                if terms.qos and self._journal.is_retained(message):
+                    self.deliver(message, terms)
 
     def start_replay(self, deliveries: Iterable[Delivery]) -> None:
         """Send these retained messages at the client's pace."""

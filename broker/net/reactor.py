@@ -704,7 +704,10 @@ class Reactor:
                 self._calls.popleft()()
             except Exception:  # noqa: BLE001 - as above
                 self._contain(None)
-        self._end_of_tick()
+        try:
+            self._end_of_tick()
+        except Exception:  # noqa: BLE001 - as above
+            self._contain(None)
         while self.dirty:
             dirty, self.dirty = self.dirty, []
             for endpoint in dirty:

@@ -1,5 +1,6 @@
 """Topic aliases: numbers that stand for topics on one MQTT 5.0 connection (section 3.3.2.3.4)."""
 
+from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.message import Message, Terms
 from ganglion.protocols.mqtt.packets import V5
 from ganglion.protocols.mqtt.publishing import wire_form
@@ -16,18 +17,20 @@ class IncomingAliases:
     def __init__(self) -> None:
         self._topics: dict[int, str] = {}
 
-    def resolve(self, topic: str, alias: int, limit: int) -> str:
-        """The topic of a PUBLISH with this alias; a topic that is not empty is remembered.
+    def resolve(self, topic: str, alias: int, limits: Limits) -> str:
+        """The topic of a PUBLISH with this alias; a topic that can be published to is remembered.
 
         Raises `ProtocolViolation` when the alias is above the announced maximum or unknown.
         """
+        limit = limits.topic_alias_max
         if alias > limit:
             raise ProtocolViolation(
                 f"topic alias {alias} is above Topic Alias Maximum = {limit} (MQTT-3.3.2-9)",
                 Reason.TOPIC_ALIAS_INVALID,
             )
         if topic:
-            self._topics[alias] = topic
+            if len(topic) <= limits.topic_size_max_bytes:
+                self._topics[alias] = topic
             return topic
         known = self._topics.get(alias)
         if known is None:

@@ -571,8 +571,7 @@ class MqttConnection:
             if properties.topic_alias is not None:
                 if self._aliases_in is None:
                     self._aliases_in = IncomingAliases()
-                limit = node.limits.topic_alias_max
-                topic = self._aliases_in.resolve(topic, properties.topic_alias, limit)
+                topic = self._aliases_in.resolve(topic, properties.topic_alias, node.limits)
             if properties.response_topic is not None:
                 check_response_topic(properties.response_topic, node.limits)
             about = message_properties(properties)

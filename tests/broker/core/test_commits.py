@@ -140,3 +140,23 @@ def test_many_changes_are_one_commit() -> None:
     commits.flush()
     assert store.commit_number == 1
     assert len(list(store.scan(Kind.RETAINED))) == 99
+
+
+def test_an_effect_that_fails_costs_only_itself() -> None:
+    """The effects behind one that raises run all the same, and the error is not lost."""
+    commits = Commits(MemoryStore())
+    seen: list[str] = []
+
+    def fails() -> None:
+        raise RuntimeError("ours")
+
+    commits.put(Kind.RETAINED, b"k", b"v")
+    commits.after_commit(fails)
+    commits.after_commit(lambda: seen.append("behind"))
+    with pytest.raises(RuntimeError, match="ours"):
+        commits.flush()
+    assert seen == ["behind"]
+    commits.put(Kind.RETAINED, b"k", b"w")
+    commits.after_commit(lambda: seen.append("later"))
+    commits.flush()
+    assert seen == ["behind", "later"]

@@ -184,6 +184,18 @@ class TestPace:
         assert len(client.messages()) == 20
         assert client.endpoint.dropped == 0
 
+    def test_what_waits_for_a_durable_client_waits_for_its_return(self) -> None:
+        """The rest above QoS 0 comes after a reconnect: the subscription is there already (4.1)."""
+        link = _with_retained(*((f"t/{number}", b"x") for number in range(20)))
+        client = link.connect("client", expiry_s=60)
+        client.endpoint.congested = True
+        client.subscribe("t/#", 1)
+        client.cut()
+        client = link.connect("client", clean_start=False, expiry_s=60, present=True)
+        assert sorted(each.topic for each in client.messages()) == sorted(
+            f"t/{number}" for number in range(20)
+        )
+
     def test_what_changed_meanwhile_is_not_sent_twice(self) -> None:
         """A retained message that was replaced while it waited is not sent in its old form."""
         link = _with_retained(("t/1", b"old"), ("t/2", b"old"), ("t/3", b"old"))
