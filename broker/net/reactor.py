@@ -658,11 +658,9 @@ class Reactor:
         turn_at = monotonic() + _TRIO_TURN_EVERY_S
         stream = _StreamWatch(self.endpoints)
         while True:
-            events = poll(0, _EVENTS_PER_POLL)
+            events = poll(0 if self.dirty else self._linger_s, _EVENTS_PER_POLL)
             if not events and not self.dirty:
-                events = poll(self._linger_s, _EVENTS_PER_POLL) if self._linger_s else events
-                if not events:
-                    return
+                return
             now = monotonic()
             self.tick(events, now)
             if stream.is_there(events):
