@@ -33,7 +33,7 @@ from ganglion.broker.core.timers import Timers
 from ganglion.broker.core.topics import split_shared
 from ganglion.broker.store import Kind, Store
 
-__all__ = ["REPLY_PREFIX", "LimitReached", "Node", "NotAllowed"]
+__all__ = ["REPLY_PREFIX", "DiskFull", "LimitReached", "Node", "NotAllowed"]
 
 REPLY_PREFIX = "_reply/"
 """Below it every client has a topic of its own for replies, which only that client may read."""
@@ -52,6 +52,10 @@ class NotAllowed(GanglionError):
 
 class LimitReached(GanglionError):
     """A limit of the node is reached; the message names it."""
+
+
+class DiskFull(LimitReached):
+    """What has to be durable cannot be taken until there is room on the disk."""
 
 
 class Node:
@@ -75,6 +79,7 @@ class Node:
         `wall_clock_offset_s` is what to add to the monotonic time of `timers` to get Unix time;
         `sys_interval_s` is how often ``$SYS`` topics are published, 0 for never.
         """
+        self._store = store
         self.limits = limits
         self.access = access
         self.timers = timers
@@ -359,9 +364,12 @@ class Node:
 
         `route` is that of its topic where the caller has it (it must be valid).
         `Message.durable` says afterwards whether to wait for the commit before acknowledging it.
-        Raises `LimitReached` when it is to be retained and there is no room.
+        Raises `LimitReached` when it is to be retained and there is no room, `DiskFull` when any
+        of it has to be durable and cannot be: then nobody gets it.
         """
         retain = message.retain
+        if self._store.is_full:
+            self._check_disk(message)
         if retain:
             if not self.retained.has_room_for(message, self.limits):
                 raise LimitReached("retained_messages_max or retained_bytes_max is reached")
@@ -372,6 +380,18 @@ class Node:
         if retain:
             message.forms = None  # the retained message would keep its encodings for good
         return count
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the store waits for room: what has to be durable is refused."""
+        return self._store.is_full
+
+    def _check_disk(self, message: Message) -> None:
+        route = self.router.route(message.topic)
+        sessions = [target.session for target in route.targets]
+        sessions += [member[0] for group in route.groups for member in group.members]
+        if message.retain or (message.qos and any(each.is_durable() for each in sessions)):
+            raise DiskFull("the disk is full: what has to be durable is not taken")
 
     def forward(
         self,

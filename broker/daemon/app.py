@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 import trio
 
@@ -30,17 +31,21 @@ from ganglion.broker.daemon.config import (
     Listener,
     Problem,
 )
-from ganglion.broker.daemon.logs import Logs
+from ganglion.broker.daemon.logs import Logger, Logs
 from ganglion.broker.daemon.materials import Materials, open_materials
 from ganglion.broker.daemon.notify import Notifier
 from ganglion.broker.net.addresses import Address
 from ganglion.broker.net.reactor import LINGER_S, CannotListen, Reactor
 from ganglion.broker.net.tls import TlsContext
+from ganglion.broker.store import Damage, Store
 from ganglion.broker.store.memory import MemoryStore
 from ganglion.protocols.mqtt.connection import MqttConnection
 from ganglion.protocols.mqtt.server import MqttServer, MqttSettings
 
-__all__ = ["Broker", "NodeFailed", "run"]
+__all__ = ["Broker", "InCore", "NodeFailed", "run"]
+
+InCore: TypeAlias = Callable[[Callable[[], None]], None]
+"""Takes a call from any thread and has it made in the thread of the node."""
 
 _SAME_WISH_S = 0.3
 _DESCRIPTORS_BESIDE_CONNECTIONS = 64  # listeners, files of the store, pollers, the log
@@ -64,17 +69,20 @@ class Broker:
         mqtt: MqttSettings | None = None,
         sys_interval_s: float = 10.0,
         linger_s: float = 0.0,
+        open_store: Callable[[InCore], Store] | None = None,
     ) -> None:
         """Put the parts together; nothing listens yet.
 
         Without ``access`` everything is allowed to everybody. ``sys_interval_s`` is how often
         ``$SYS`` topics are published in seconds, 0 for never. ``linger_s``: see `Reactor`.
+        ``open_store`` opens the store, given what makes a call from any thread in the node's
+        next tick; without it everything is kept in memory.
         """
         limits = Limits() if limits is None else limits
         access = Access.open() if access is None else access
         now = time.monotonic()
         timers = Timers(now)
-        self._store = MemoryStore()
+        self._store = MemoryStore() if open_store is None else open_store(self.in_next_tick)
         self.node = Node(
             limits=limits,
             access=access,
@@ -119,7 +127,7 @@ class Broker:
             await self.reactor.run()
 
     def in_next_tick(self, call: Callable[[], None]) -> None:
-        """Have ``call`` made in the next tick of the reactor, which comes at once.
+        """Have ``call`` made in the next tick of the reactor, at once, from whatever thread.
 
         There the node's clock is right, what is recorded is committed, and what is written sent.
         """
@@ -170,8 +178,8 @@ class Broker:
     def close(self) -> None:
         """Let go of everything: sockets, timers, the store."""
         self.node.close()
-        self.reactor.close()
         self._store.close()
+        self.reactor.close()
 
 
 def run(load: Callable[[], Configuration]) -> None:
@@ -196,6 +204,7 @@ def run(load: Callable[[], Configuration]) -> None:
         ),
         sys_interval_s=configuration.sys_interval_s,
         linger_s=LINGER_S,
+        open_store=lambda in_core: _open_store(configuration, logs.logger, in_core),
     )
     try:
         for listener in configuration.listeners:
@@ -336,6 +345,33 @@ def _listen(broker: Broker, listener: Listener, materials: Materials) -> None:
         lacking = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
         if not (listener.optional and isinstance(cause, OSError) and cause.errno in lacking):
             raise
+
+
+def _open_store(configuration: Configuration, log: Logger, in_core: InCore) -> Store:
+    from ganglion.broker.store.rocksdb import RocksStore  # noqa: PLC0415  only a daemon needs it
+
+    def end(message: str) -> None:
+        log.error("the store failed", problem=message, advice="see docs/durability.md")
+        sys.stderr.flush()
+        os._exit(os.EX_IOERR)  # in the storage thread: nothing may be acknowledged any more
+
+    def say_damage(damage: Damage) -> None:
+        kind = damage.kind.name.lower() if damage.kind is not None else "log"
+        log.error("damaged record", kind=kind, key=repr(damage.key), problem=damage.what)
+
+    def say_full(is_full: bool) -> None:
+        if is_full:
+            log.error("the disk is full", advice="make room; durable messages wait until then")
+        else:
+            log.info("the disk has room again")
+
+    return RocksStore(
+        configuration.data_directory / "store",
+        in_core=in_core,
+        fatal=end,
+        report=say_damage,
+        full_changed=say_full,
+    )
 
 
 def _prepare_data_directory(configuration: Configuration) -> None:

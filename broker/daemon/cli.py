@@ -8,7 +8,7 @@ Exit codes, besides 0 and 2 (the command line cannot be understood), follow ``sy
 has a word for the case:
 
 =====  ==========================================================================================
-1      the answer is no (``check``, ``acl explain``, ``health``), or any error without its own code
+1      the answer is no (``check``, ``acl explain``, ``health``, ``store``), or any other error
 69     a broker or an address is not available: nobody listens, or the port is taken
 70     a fault of our own
 75     there was no answer, or not enough messages, in time
@@ -46,6 +46,7 @@ EXIT_INTERRUPTED = 130
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_DIRECTORY = click.Path(path_type=Path, file_okay=False)
 
 
 class Failure(click.ClickException):
@@ -97,7 +98,7 @@ def _exit_code(error: GanglionError) -> int:
     from ganglion.broker.daemon import client, config
 
     match type(error).__name__:  # by name: to import them would bring the whole broker along
-        case "CannotListen":
+        case "CannotListen" | "StoreLocked":
             return EXIT_UNAVAILABLE
         case "NodeFailed":
             return EXIT_INTERNAL
@@ -427,6 +428,93 @@ def _new_password(name: str) -> str:
     if not password:
         raise click.UsageError("there is no password on standard input")
     return password
+
+
+@cli.group()
+def store() -> None:
+    """Look at, check, copy and compact the store of a node that does not run.
+
+    The store is in the data directory (--data), where a running node has it locked.
+    """
+
+
+_store_options = _options(_config_option, _data_option)
+
+
+def _data_directory(config: Path | None, options: dict[str, Any]) -> Path:
+    return _load(config, options, serving=False).data_directory
+
+
+@store.command("info")
+@_store_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def store_info(as_json: bool, config: Path | None, **options: Any) -> None:
+    """Print the number of the last commit, the epoch, the size and how many records there are."""
+    from ganglion.broker.daemon.store_commands import store_info as info_of
+
+    with _failures():
+        info = info_of(_data_directory(config, options))
+    if as_json:
+        import json
+
+        click.echo(json.dumps(info, indent=2))
+        return
+    records = info.pop("records")
+    rows = [*info.items(), *((f"records.{kind}", about) for kind, about in records.items())]
+    _echo_columns([(name, str(value)) for name, value in rows])
+
+
+@store.command("verify")
+@_store_options
+def store_verify(config: Path | None, **options: Any) -> None:
+    """Read every record and list those that are damaged; the exit code is 1 when there are any."""
+    from ganglion.broker.daemon.store_commands import verify_store
+
+    with _failures():
+        lines, is_good = verify_store(_data_directory(config, options))
+    for line in lines:
+        click.echo(line)
+    if not is_good:
+        raise click.exceptions.Exit(EXIT_NO)
+
+
+@store.command("backup")
+@click.argument("target", metavar="DIR", type=_DIRECTORY)
+@_store_options
+def store_backup(target: Path, config: Path | None, **options: Any) -> None:
+    """Copy the store, so that DIR is a data directory to start from."""
+    from ganglion.broker.daemon.store_commands import backup_store
+
+    with _failures():
+        click.echo(backup_store(_data_directory(config, options), target))
+
+
+@store.command("compact")
+@_store_options
+def store_compact(config: Path | None, **options: Any) -> None:
+    """Give back the room of what has been deleted or replaced."""
+    from ganglion.broker.daemon.store_commands import compact_store
+
+    with _failures():
+        click.echo(compact_store(_data_directory(config, options)))
+
+
+@store.command("rescue")
+@click.argument("target", metavar="DIR", type=_DIRECTORY)
+@_store_options
+def store_rescue(target: Path, config: Path | None, **options: Any) -> None:
+    """Save what can be read of a damaged store, so that DIR is a data directory to start from.
+
+    The exit code is 1 when there was damage, although the rest is saved.
+    """
+    from ganglion.broker.daemon.store_commands import rescue_store
+
+    with _failures():
+        lines, is_good = rescue_store(_data_directory(config, options), target)
+    for line in lines:
+        click.echo(line)
+    if not is_good:
+        raise click.exceptions.Exit(EXIT_NO)
 
 
 _client_options = _options(

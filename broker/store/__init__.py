@@ -3,17 +3,39 @@
 The core sees only this interface. It records what changes in a `Batch`, hands the batch over with
 `Store.commit`, and lets nothing leave (acknowledgements, deliveries) before the store has called
 back.
+
+A store never gives out a record whose checksum does not fit. Such a record is `Damage`: `Store.get`
+raises, `Store.scan` reports it and goes on with the rest.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-__all__ = ["Batch", "Kind", "Store"]
+from ganglion import GanglionError
+
+__all__ = [
+    "Batch",
+    "Damage",
+    "Kind",
+    "RecordDamaged",
+    "Store",
+    "StoreDamaged",
+    "StoreError",
+    "StoreLocked",
+    "StoreMissing",
+    "StoreStatistics",
+    "StoreTooNew",
+    "UpgradeInterrupted",
+]
 
 
 class Kind(IntEnum):
-    """What a record is: records of one kind are ordered by key and scanned together."""
+    """What a record is: records of one kind are ordered by key and scanned together.
+
+    The numbers are part of what is stored: a kind keeps its own for good.
+    """
 
     SESSION = 1
     """client id → who opened the session and how long it outlives its connection"""
@@ -27,6 +49,69 @@ class Kind(IntEnum):
     """client id, packet identifier → a QoS 2 message that came in and is not released"""
     RETAINED = 6
     """topic → message"""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something in the store that cannot be trusted, and is not served."""
+
+    kind: Kind | None
+    """Of the record; None when it is not a record (the log)."""
+    key: bytes
+    """Of the record, or of the last good one before a part that cannot be read."""
+    what: str
+    """What was found, as a sentence part for the log."""
+
+
+class StoreError(GanglionError):
+    """The store cannot be used; the message says which one, why, and what to do."""
+
+
+class StoreLocked(StoreError):
+    """Another process has the store."""
+
+
+class StoreMissing(StoreError):
+    """There is no store where one was expected."""
+
+
+class StoreTooNew(StoreError):
+    """A later version of Ganglion wrote the store in a format that this one does not know."""
+
+
+class UpgradeInterrupted(StoreError):
+    """A change of the store's format was begun and not finished."""
+
+
+class StoreDamaged(StoreError):
+    """The files are damaged in a way that the store cannot work around by itself."""
+
+
+class RecordDamaged(StoreError):
+    """The record that was asked for does not fit its checksum; `damage` says which it is."""
+
+    def __init__(self, damage: Damage) -> None:
+        super().__init__(f"{damage.what}: {damage.kind and damage.kind.name} {damage.key!r}")
+        self.damage = damage
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """What a store holds at one moment."""
+
+    commit_number: int
+    """The number of the last durable batch; it goes on after a restart."""
+    epoch: int
+    """Raised when another node takes over: of two histories the one with the higher epoch counts.
+    """
+    records: Mapping[Kind, int]
+    """How many records there are of each kind; an estimate where counting would mean reading."""
+    size_bytes: int
+    """What the store takes up, on disk or in memory."""
+    is_full: bool
+    """Whether a batch waits for room on the disk."""
+    damaged: int
+    """How often damage was met since the start."""
 
 
 class Batch(Protocol):
@@ -44,21 +129,39 @@ class Batch(Protocol):
 class Store(Protocol):
     """An ordered key-value store with atomic batches."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a batch waits for room on the disk: nothing new becomes durable until then."""
+        ...
+
     def batch(self) -> Batch:
-        """A new, empty batch."""
+        """A new, empty batch. It is committed once."""
         ...
 
     def commit(self, batch: Batch, done: Callable[[], None]) -> None:
         """Make the batch durable, then call `done` in the thread of the core.
 
-        Batches complete in the order in which they are given.
+        Batches are numbered and complete in the order in which they are given. `done` may be
+        called before this returns.
         """
         ...
 
+    def get(self, kind: Kind, key: bytes) -> bytes | None:
+        """The committed value of a record; None when there is none. Raises `RecordDamaged`."""
+        ...
+
     def scan(self, kind: Kind) -> Iterator[tuple[bytes, bytes]]:
-        """Every committed record of a kind as (key, value), in order of the keys."""
+        """Every committed record of a kind as (key, value), in order of the keys.
+
+        What is committed after the call is not among them. Damaged records are left out, counted
+        and reported.
+        """
+        ...
+
+    def statistics(self) -> StoreStatistics:
+        """What the store holds now."""
         ...
 
     def close(self) -> None:
-        """Finish the commits under way and let go of the files."""
+        """Finish the commits under way and let go of the files. Harmless the second time."""
         ...

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from ganglion.broker.store import Batch, Kind
+from ganglion.broker.store import Batch, Kind, StoreStatistics
 
 __all__ = ["MemoryStore"]
 
@@ -27,6 +27,13 @@ class MemoryStore:
         self._records: dict[Kind, dict[bytes, bytes]] = {kind: {} for kind in Kind}
         self.commit_number = 0
         """How many batches have been committed."""
+        self.epoch = 1
+        """It never changes: nobody can take over what is not kept."""
+
+    @property
+    def is_full(self) -> bool:
+        """Never: what does not fit into memory ends the process."""
+        return False
 
     def batch(self) -> Batch:
         """A new, empty batch."""
@@ -43,9 +50,28 @@ class MemoryStore:
         self.commit_number += 1
         done()
 
+    def get(self, kind: Kind, key: bytes) -> bytes | None:
+        """The committed value of a record; None when there is none."""
+        return self._records[kind].get(key)
+
     def scan(self, kind: Kind) -> Iterator[tuple[bytes, bytes]]:
         """Every committed record of a kind as (key, value), in order of the keys."""
-        yield from sorted(self._records[kind].items())
+        return iter(sorted(self._records[kind].items()))
+
+    def statistics(self) -> StoreStatistics:
+        """What the store holds now; records are counted exactly, bytes are those of the data."""
+        return StoreStatistics(
+            commit_number=self.commit_number,
+            epoch=self.epoch,
+            records={kind: len(records) for kind, records in self._records.items()},
+            size_bytes=sum(
+                len(key) + len(value)
+                for records in self._records.values()
+                for key, value in records.items()
+            ),
+            is_full=False,
+            damaged=0,
+        )
 
     def close(self) -> None:
         """Nothing to let go of."""

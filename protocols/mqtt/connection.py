@@ -14,7 +14,7 @@ msg/s where each packet parsed by itself gave 480k).
 from functools import partial
 
 from ganglion.broker.core.message import Message, Terms
-from ganglion.broker.core.node import LimitReached
+from ganglion.broker.core.node import DiskFull, LimitReached
 from ganglion.broker.core.router import Outlet, Route, Subscription
 from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.timers import Timer
@@ -259,7 +259,7 @@ class MqttConnection:
         unacknowledged = 0  # QoS 1 messages of this read: their PUBACKs are sent after it
         publish = node.publish
         statistics = node.statistics
-        routes = self._routes
+        routes = self._routes if not node.is_full else _NO_ROUTES
         form = self._form
         is_v5 = form == FORM_5
         size = len(data)
@@ -387,7 +387,7 @@ class MqttConnection:
                 if self.session is None:
                     pos = size
                     break
-                routes = self._routes
+                routes = self._routes if not node.is_full else _NO_ROUTES
         except MqttError as caught:
             error = caught
         if acks:
@@ -472,11 +472,7 @@ class MqttConnection:
             session.received_by_client(number)
             self._acknowledge(b"\x62\2" + packet_id, acks, durable=session.is_durable())
         elif first == 0x62:  # PUBREL
-            received = session.received
-            if received is not None and number in received:
-                received.discard(number)
-                if session.is_durable():
-                    self.server.node.journal.forget_received(session, number)
+            self._release(session, number)
             self._acknowledge(b"\x70\2" + packet_id, acks, durable=session.is_durable())
         else:  # PUBCOMP
             return session.completed(number)
@@ -606,6 +602,10 @@ class MqttConnection:
             except LimitReached as error:
                 reason, text = Reason.QUOTA_EXCEEDED, str(error)
                 node.refusals.refuse("retain", session.client, text, topic=topic)
+                if isinstance(error, DiskFull) and self.version != V5:
+                    # MQTT 3 cannot say no: the client keeps what is not acknowledged
+                    self._release(session, packet.packet_id)
+                    return
         if reason is not Reason.SUCCESS:
             statistics.drop("refused")
         elif not count and qos == 1:
@@ -658,12 +658,15 @@ class MqttConnection:
             answer = Pubrec(packet.packet_id, reason, properties)
             session = self.session
             if reason >= Reason.UNSPECIFIED_ERROR and self.version == V5 and session is not None:
-                # the flow ends here, without PUBREL (4.3.3)
-                if session.received is not None:
-                    session.received.discard(packet.packet_id)
-                if session.is_durable():
-                    self.server.node.journal.forget_received(session, packet.packet_id)
+                self._release(session, packet.packet_id)  # it ends here, without PUBREL (4.3.3)
         self._acknowledge(encode(answer, self.version), None, durable=durable)
+
+    def _release(self, session: Session, packet_id: int) -> None:
+        """A QoS 2 message with this identifier would be a new one."""
+        if session.received is not None and packet_id in session.received:
+            session.received.discard(packet_id)
+            if session.is_durable():
+                self.server.node.journal.forget_received(session, packet_id)
 
     # -- SUBSCRIBE and UNSUBSCRIBE ---------------------------------------------------------------
 

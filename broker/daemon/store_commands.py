@@ -1,0 +1,114 @@
+"""``ganglion store``: look at, check, copy and compact the store of a node that does not run.
+
+Each function works on a data directory, whose store is in ``store`` below it, and gives back what
+there is to say. A node that runs has its store locked: the error then names its process.
+"""
+
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ganglion.broker.store import Damage, Kind
+from ganglion.broker.store.rocksdb import RocksStore, rescue
+
+__all__ = ["backup_store", "compact_store", "rescue_store", "store_info", "verify_store"]
+
+_STORE = "store"
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def store_info(data: Path) -> dict[str, Any]:
+    """What the store holds, by name; the numbers of records are estimates. Raises `StoreError`."""
+    with _opened(data) as store:
+        statistics = store.statistics()
+    return {
+        "directory": str(store.directory),
+        "commit_number": statistics.commit_number,
+        "epoch": statistics.epoch,
+        "size_bytes": statistics.size_bytes,
+        "records": _by_name(statistics.records),
+    }
+
+
+def verify_store(data: Path) -> tuple[list[str], bool]:
+    """Read every record: one line per damage and one per kind; whether all is good.
+
+    Raises `StoreError` when the store cannot be opened at all.
+    """
+    found: list[Damage] = []
+    with _opened(data, found) as store:
+        counts, damages = store.verify()
+    found += damages
+    lines = [_line(damage) for damage in found]
+    lines += (f"{name}: {count} good records" for name, count in _by_name(counts).items())
+    lines.append(f"{len(found)} damaged" if found else "Every checksum fits.")
+    return lines, not found
+
+
+def backup_store(data: Path, target: Path) -> str:
+    """Copy the store, so that `target` is a data directory to start from. Raises `StoreError`."""
+    with _opened(data) as store:
+        store.backup(target / _STORE)
+        number = store.statistics().commit_number
+    return f"{target} has all up to commit {number}: start from it with --data {target}"
+
+
+def compact_store(data: Path) -> str:
+    """Give back the room of what was deleted or replaced. Raises `StoreError`."""
+    with _opened(data) as store:
+        before = store.statistics().size_bytes
+        store.compact()
+    with _opened(data) as store:
+        after = store.statistics().size_bytes
+    return f"{_size(before)} before, {_size(after)} now"
+
+
+def rescue_store(data: Path, target: Path) -> tuple[list[str], bool]:
+    """Save the good records of a damaged store into a new data directory `target`.
+
+    One line per damage and one per kind, and whether all was good. Raises `StoreError` when
+    nothing can be saved.
+    """
+    counts, damages = rescue(data / _STORE, target / _STORE)
+    lines = [_line(damage) for damage in damages]
+    lines += (f"{name}: {count} records saved" for name, count in _by_name(counts).items())
+    return lines, not damages
+
+
+@contextmanager
+def _opened(data: Path, found: list[Damage] | None = None) -> Generator[RocksStore, None, None]:
+    store = RocksStore(
+        data / _STORE,
+        in_core=lambda call: call(),
+        fatal=_say,  # commands commit nothing, but RocksStore has to be told
+        report=None if found is None else found.append,
+        create=False,
+    )
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+
+
+def _by_name(records: Mapping[Kind, int]) -> dict[str, int]:
+    return {kind.name.lower(): count for kind, count in records.items()}
+
+
+def _line(damage: Damage) -> str:
+    where = f"{damage.kind.name.lower()} {damage.key!r}" if damage.kind is not None else "log"
+    return f"damaged: {where}: {damage.what}"
+
+
+def _size(size_bytes: int) -> str:
+    size, unit = float(size_bytes), _UNITS[0]
+    for unit in _UNITS:
+        if size < 1024 or unit == _UNITS[-1]:
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == _UNITS[0] else f"{size:.1f} {unit}"

@@ -1,0 +1,163 @@
+"""The end of RocksDB's write-ahead log after a power loss: what is torn, what is damaged.
+
+RocksDB forgives a log that ends within a record (the process was killed while it wrote). It does
+not forgive a last record with a wrong checksum, which is what a power loss leaves when the disk
+wrote the pages of one `write` in another order; and where a damaged length points beyond the end of
+the file, it takes everything behind it for torn. Both would be wrong here: the first would keep a
+node from starting although only an unacknowledged batch is lost, the second would lose acknowledged
+ones without a word. So we look ourselves.
+
+The rule: every batch is synced before the next one is written, so a tear can only be in the last
+batch. If anything behind the first bad record begins another batch, it is damage.
+
+The log is a row of blocks of 32 KiB. A block is a row of records that do not cross its end: CRC-32C
+of what follows the length, masked (4 bytes), length of the payload (2), type (1), payload, all
+little-endian. A batch is one FULL record, or FIRST, MIDDLE… and LAST.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from struct import Struct
+
+__all__ = ["Tear", "cut", "ends_cleanly", "find_tear"]
+
+_BLOCK_SIZE = 32_768
+_HEADER = Struct("<IHB")
+_FULL, _FIRST = 1, 2
+_BEGINNINGS = (_FULL, _FIRST)
+_TYPES = frozenset((1, 2, 3, 4))
+_MASK_DELTA = 0xA282EAD8
+
+
+@dataclass(frozen=True, slots=True)
+class Tear:
+    """Where a log stops being readable."""
+
+    path: Path
+    offset: int
+    """Where the batch begins that cannot be read, in bytes."""
+    size_bytes: int
+    """How much of the file lies behind `offset`."""
+    is_last: bool
+    """Whether no other batch begins behind it: then it is torn, and else damaged."""
+
+
+def ends_cleanly(path: Path) -> bool:
+    """Whether the records of the last block, by their lengths, end where the file ends.
+
+    Reads no more than one block. False is no verdict yet: `find_tear` gives that.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size - size % _BLOCK_SIZE)
+        block = file.read()
+    position = 0
+    while position + _HEADER.size <= len(block):
+        _, length, kind = _HEADER.unpack_from(block, position)
+        if kind == 0 and length == 0:  # allocated and not written
+            return not any(block[position:])
+        position += _HEADER.size + length
+    return position <= len(block)
+
+
+def find_tear(path: Path) -> Tear | None:
+    """The first batch of the log that cannot be read; None when all can."""
+    log = path.read_bytes()
+    begin = 0  # of the batch that the record at `position` belongs to
+    for position, kind, is_good in _records(log):
+        if kind in _BEGINNINGS:
+            begin = position
+        if not is_good:
+            behind = _next_beginning(log, position + 1)
+            return Tear(path, begin, len(log) - begin, behind is None)
+    return None
+
+
+def cut(tear: Tear) -> None:
+    """Remove the torn batch from the end of the log, durably."""
+    with tear.path.open("r+b") as file:
+        file.truncate(tear.offset)
+        os.fsync(file.fileno())
+
+
+def _records(log: bytes) -> Iterator[tuple[int, int, bool]]:
+    """Offset, type and goodness of each record, up to the first that is not good."""
+    position = 0
+    while position + _HEADER.size <= len(log):
+        room = _BLOCK_SIZE - position % _BLOCK_SIZE
+        if room < _HEADER.size:  # the end of a block too small for a record
+            position += room
+            continue
+        checksum, length, kind = _HEADER.unpack_from(log, position)
+        if not checksum and not length and not kind:
+            if any(log[position:]):
+                yield position, kind, False
+            return
+        if not _is_record(log, position, checksum, length, kind):
+            yield position, kind, False
+            return
+        yield position, kind, True
+        position += _HEADER.size + length
+    if any(log[position:]):
+        yield position, 0, False
+
+
+def _next_beginning(log: bytes, start: int) -> int | None:
+    """Where, at or behind `start`, a batch begins that can be read.
+
+    In the block of `start` no length can be trusted, so every place is looked at. In later blocks
+    it is enough to follow the records from the block's beginning.
+    """
+    end_of_block = start - start % _BLOCK_SIZE + _BLOCK_SIZE
+    for position in range(start, min(end_of_block, len(log)) - _HEADER.size):
+        if log[position + 6] in _BEGINNINGS:  # the type: the cheapest to look at
+            checksum, length, kind = _HEADER.unpack_from(log, position)
+            if length and _is_record(log, position, checksum, length, kind):
+                return position
+    for block in range(end_of_block, len(log), _BLOCK_SIZE):
+        position = block
+        while position % _BLOCK_SIZE + _HEADER.size <= _BLOCK_SIZE and position < len(log):
+            if position + _HEADER.size > len(log):
+                break
+            checksum, length, kind = _HEADER.unpack_from(log, position)
+            if not length or not _is_record(log, position, checksum, length, kind):
+                break
+            if kind in _BEGINNINGS:
+                return position
+            position += _HEADER.size + length
+            if position % _BLOCK_SIZE == 0:
+                break
+    return None
+
+
+def _is_record(log: bytes, position: int, checksum: int, length: int, kind: int) -> bool:
+    end = position + _HEADER.size + length
+    if kind not in _TYPES or end > len(log):
+        return False
+    if position % _BLOCK_SIZE + _HEADER.size + length > _BLOCK_SIZE:
+        return False
+    found = _crc32c(log[position + 6 : end])
+    return ((found >> 15 | found << 17) + _MASK_DELTA) & 0xFFFF_FFFF == checksum
+
+
+def _make_table() -> tuple[int, ...]:
+    table: list[int] = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F6_3B78 if value & 1 else 0)
+        table.append(value)
+    return tuple(table)
+
+
+_TABLE = _make_table()
+
+
+def _crc32c(data: bytes) -> int:
+    """The Castagnoli CRC (RFC 3720, appendix B.4)."""
+    crc = 0xFFFF_FFFF
+    table = _TABLE
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc ^ 0xFFFF_FFFF

@@ -1,0 +1,123 @@
+"""``ganglion store``: what it says of a store, and what it makes of it."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ganglion.broker.daemon.cli import Failure, cli
+from ganglion.broker.store import Kind
+from tests.broker.store.stores import Core, commit, contents, open_rocks
+
+
+@pytest.fixture
+def core() -> Iterator[Core]:
+    """The core in which commits complete."""
+    core = Core()
+    yield core
+    core.close()
+
+
+@pytest.fixture
+def data(tmp_path: Path, core: Core) -> Path:
+    """A data directory whose store has two commits."""
+    store = open_rocks(tmp_path / "data" / "store", core)
+    commit(store, core, *((Kind.QUEUED, b"%d" % number, b"message") for number in range(30)))
+    commit(store, core, (Kind.RETAINED, b"topic", b"value"), (Kind.QUEUED, b"0", None))
+    store.close()
+    return tmp_path / "data"
+
+
+def run(*arguments: object) -> Result:
+    """Run a command as `main` does, but return its result; a failure is its own exception."""
+    return CliRunner().invoke(cli, [str(each) for each in arguments], standalone_mode=False)
+
+
+def failure(*arguments: object) -> tuple[int, str]:
+    """Exit code and message of a command that fails."""
+    error = run(*arguments).exception
+    assert isinstance(error, Failure)
+    return error.exit_code, error.message
+
+
+def test_info(data: Path) -> None:
+    """It tells commit number, epoch, size and records, for people and for programs."""
+    info = json.loads(run("store", "info", "--json", "--data", data).stdout)
+    assert info["directory"] == str(data / "store")
+    assert (info["commit_number"], info["epoch"]) == (2, 1)
+    assert info["size_bytes"] > 1000
+    assert set(info["records"]) == {kind.name.lower() for kind in Kind}
+    assert info["records"]["retained"] == 1
+    lines = dict(
+        line.split(None, 1) for line in run("store", "info", "--data", data).stdout.splitlines()
+    )
+    assert lines["commit_number"] == "2"
+    assert lines["records.retained"] == "1"
+
+
+def test_verify_of_a_good_store(data: Path) -> None:
+    """It counts exactly and says that all is well."""
+    result = run("store", "verify", "--data", data)
+    assert not result.return_value
+    lines = result.stdout.splitlines()
+    assert "queued: 29 good records" in lines
+    assert lines[-1] == "Every checksum fits."
+
+
+def test_verify_and_rescue_of_a_damaged_store(data: Path, tmp_path: Path, core: Core) -> None:
+    """Damage is listed with kind and key and is exit code 1; what is good can be saved."""
+    path = max(
+        (data / "store/records").glob("*.sst"), key=lambda each: each.read_bytes().count(b"message")
+    )
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(b"message")] ^= 1
+    path.write_bytes(damaged)
+    for command in (["verify"], ["rescue", tmp_path / "saved"]):
+        result = run("store", *command, "--data", data)
+        assert result.return_value == 1 or result.exit_code == 1
+        assert "damaged: queued b'1': the checksum does not fit" in result.stdout.splitlines()
+    store = open_rocks(tmp_path / "saved" / "store", core)
+    assert len(contents(store)) == 29
+    assert (Kind.QUEUED, b"1") not in contents(store)
+    store.close()
+    code, message = failure("store", "rescue", tmp_path / "saved", "--data", data)
+    assert (code, "already" in message) == (1, True)
+
+
+def test_backup_is_a_data_directory(data: Path, tmp_path: Path, core: Core) -> None:
+    """A node can start from what `backup` made; a second backup does not go over the first."""
+    result = run("store", "backup", tmp_path / "backup", "--data", data)
+    assert "commit 2" in result.stdout
+    assert run("store", "verify", "--data", tmp_path / "backup").stdout.endswith("checksum fits.\n")
+    store = open_rocks(tmp_path / "backup" / "store", core)
+    assert store.get(Kind.RETAINED, b"topic") == b"value"
+    store.close()
+    code, message = failure("store", "backup", tmp_path / "backup", "--data", data)
+    assert (code, "already" in message) == (1, True)
+
+
+def test_compact(data: Path, core: Core) -> None:
+    """It says how large the store was and is, and leaves every record."""
+    result = run("store", "compact", "--data", data)
+    assert " before, " in result.stdout
+    store = open_rocks(data / "store", core)
+    assert len(contents(store)) == 30
+    store.close()
+
+
+@pytest.mark.parametrize("command", [["info"], ["verify"], ["compact"], ["backup"], ["rescue"]])
+def test_a_store_in_use_or_none(data: Path, tmp_path: Path, core: Core, command: list[str]) -> None:
+    """While a node runs, its process is named; where there is no store, none is made."""
+    target = [str(tmp_path / "target")] if command[0] in ("backup", "rescue") else []
+    store = open_rocks(data / "store", core)
+    code, message = failure("store", *command, *target, "--data", data)
+    assert code == 69
+    assert f"process {os.getpid()}" in message
+    store.close()
+    code, message = failure("store", *command, *target, "--data", tmp_path / "none")
+    assert (code, "no store" in message) == (1, True)
+    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "target").exists()

@@ -1,0 +1,198 @@
+"""The contract of every store (DESIGN section 5): a new one is added to `STORES`."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ganglion.broker.store import Kind, Store
+from ganglion.broker.store.memory import MemoryStore
+from tests.broker.store.stores import Change, Core, commit, open_rocks
+
+STORES: dict[str, Callable[[Path, Core], Store]] = {
+    "memory": lambda _directory, _core: MemoryStore(),
+    "rocksdb": open_rocks,
+}
+
+
+@pytest.fixture
+def core() -> Iterator[Core]:
+    """The core in which commits complete."""
+    core = Core()
+    yield core
+    core.close()
+
+
+@pytest.fixture(params=sorted(STORES))
+def store(request: pytest.FixtureRequest, tmp_path: Path, core: Core) -> Iterator[Store]:
+    """An empty store of each sort."""
+    store = STORES[request.param](tmp_path / "store", core)
+    yield store
+    store.close()
+    assert core.fatal == []
+    assert core.damages == []
+
+
+def test_an_empty_store_has_nothing(store: Store) -> None:
+    """Every kind can be scanned and asked for before anything was written."""
+    assert all(list(store.scan(kind)) == [] for kind in Kind)
+    assert all(store.get(kind, b"key") is None for kind in Kind)
+
+
+def test_records_come_back_in_order_of_their_keys(store: Store, core: Core) -> None:
+    """A scan is ordered by the bytes of the keys, whatever the order of writing was."""
+    keys = [b"b", b"", b"a\0", b"a", b"\xff", b"a\0\0", b"ab"]
+    commit(store, core, *((Kind.QUEUED, key, b"value of " + key) for key in keys))
+    found = list(store.scan(Kind.QUEUED))
+    assert found == [(key, b"value of " + key) for key in sorted(keys)]
+
+
+def test_a_record_can_be_asked_for(store: Store, core: Core) -> None:
+    """`get` gives the committed value, an empty one too, and None for what is not there."""
+    commit(store, core, (Kind.RETAINED, b"a", b"1"), (Kind.RETAINED, b"", b""))
+    assert store.get(Kind.RETAINED, b"a") == b"1"
+    assert store.get(Kind.RETAINED, b"") == b""
+    assert store.get(Kind.RETAINED, b"b") is None
+    assert store.get(Kind.SESSION, b"a") is None
+    commit(store, core, (Kind.RETAINED, b"a", None))
+    assert store.get(Kind.RETAINED, b"a") is None
+
+
+def test_kinds_are_apart(store: Store, core: Core) -> None:
+    """The same key in each kind is a record of its own."""
+    commit(store, core, *((kind, b"k", kind.name.encode()) for kind in Kind))
+    commit(store, core, (Kind.QUEUED, b"k", None))
+    for kind in Kind:
+        expected = [] if kind is Kind.QUEUED else [(b"k", kind.name.encode())]
+        assert list(store.scan(kind)) == expected
+
+
+def test_large_records(store: Store, core: Core) -> None:
+    """Keys and values of the largest topics and packets come back whole."""
+    key, value = b"k" * 65_535, bytes(range(256)) * 65_536
+    commit(store, core, (Kind.RETAINED, key, value))
+    assert store.get(Kind.RETAINED, key) == value
+
+
+def test_the_last_change_of_a_batch_counts(store: Store, core: Core) -> None:
+    """Changes of one batch take effect in order."""
+    commit(
+        store,
+        core,
+        (Kind.RETAINED, b"a", b"1"),
+        (Kind.RETAINED, b"a", None),
+        (Kind.RETAINED, b"b", None),
+        (Kind.RETAINED, b"b", b"1"),
+        (Kind.RETAINED, b"b", b"2"),
+    )
+    assert list(store.scan(Kind.RETAINED)) == [(b"b", b"2")]
+
+
+def test_deleting_what_is_not_there_is_harmless(store: Store, core: Core) -> None:
+    """A delete without a record changes nothing."""
+    commit(store, core, (Kind.RETAINED, b"a", None))
+    assert list(store.scan(Kind.RETAINED)) == []
+
+
+def test_what_is_not_committed_is_not_there(store: Store) -> None:
+    """A batch shows nothing before its commit."""
+    batch = store.batch()
+    batch.put(Kind.RETAINED, b"a", b"1")
+    assert list(store.scan(Kind.RETAINED)) == []
+    assert store.get(Kind.RETAINED, b"a") is None
+
+
+def test_batches_complete_in_order(store: Store, core: Core) -> None:
+    """`done` is called once per batch, in the order of the commits, with what is durable then."""
+    seen: list[tuple[int, int, bool]] = []
+
+    def complete(number: int) -> None:
+        value = store.get(Kind.RETAINED, b"n")
+        is_durable = value is not None and int(value) >= number
+        seen.append((number, store.statistics().commit_number, is_durable))
+
+    for number in range(1, 101):
+        batch = store.batch()
+        batch.put(Kind.RETAINED, b"n", b"%d" % number)
+        store.commit(batch, lambda n=number: complete(n))  # type: ignore[misc]  # binds n
+    core.wait(lambda: len(seen) == 100)
+    assert [number for number, _, _ in seen] == list(range(1, 101))
+    assert all(number <= committed for number, committed, _ in seen)
+    assert all(is_durable for _, _, is_durable in seen)
+    assert list(store.scan(Kind.RETAINED)) == [(b"n", b"100")]
+
+
+def test_a_scan_begun_before_a_commit_can_be_finished(store: Store, core: Core) -> None:
+    """A scan shows the moment of its call; recovery may write while it reads."""
+    commit(store, core, *((Kind.QUEUED, b"%d" % number, b"") for number in range(5)))
+    scan = store.scan(Kind.QUEUED)
+    commit(store, core, (Kind.QUEUED, b"9", b""))
+    found: list[bytes] = []
+    for key, _ in scan:
+        commit(store, core, (Kind.QUEUED, key, None), (Kind.QUEUED, key + b"x", b""))
+        found.append(key)
+    assert found == [b"0", b"1", b"2", b"3", b"4"]
+    assert len(list(store.scan(Kind.QUEUED))) == 6
+
+
+def test_statistics(store: Store, core: Core) -> None:
+    """Batches are counted, an empty one too; records, bytes and the epoch are told."""
+    before = store.statistics()
+    assert before.commit_number == 0
+    assert before.epoch == 1
+    assert not before.is_full
+    assert not store.is_full
+    commit(store, core, (Kind.QUEUED, b"a", bytes(100_000)), (Kind.QUEUED, b"b", b""))
+    commit(store, core, (Kind.SESSION, b"c", b""))
+    commit(store, core)
+    after = store.statistics()
+    assert after.commit_number == 3
+    assert after.records == {kind: {Kind.QUEUED: 2, Kind.SESSION: 1}.get(kind, 0) for kind in Kind}
+    assert after.size_bytes >= before.size_bytes + 50_000
+    assert after.damaged == 0
+
+
+def test_close_finishes_what_is_under_way(store: Store, core: Core) -> None:
+    """Every commit given before `close` completes; closing twice is harmless."""
+    seen: list[int] = []
+    for number in range(20):
+        batch = store.batch()
+        batch.put(Kind.RETAINED, b"%d" % number, b"")
+        store.commit(batch, lambda n=number: seen.append(n))  # type: ignore[misc]  # binds n
+    store.close()
+    core.run()
+    assert seen == list(range(20))
+    store.close()
+
+
+changes = st.tuples(
+    st.sampled_from([Kind.QUEUED, Kind.RETAINED]),
+    st.binary(max_size=2),
+    st.one_of(st.none(), st.binary(max_size=3)),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(STORES))
+@given(st.lists(st.lists(changes, max_size=8), max_size=8))
+@settings(max_examples=50)
+def test_like_a_dict(name: str, batches: list[list[Change]]) -> None:
+    """Any batches leave what they would leave in a sorted dict."""
+    core = Core()
+    model: dict[tuple[Kind, bytes], bytes] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        store = STORES[name](Path(directory), core)
+        for batch in batches:
+            commit(store, core, *batch)
+            for kind, key, value in batch:
+                if value is None:
+                    model.pop((kind, key), None)
+                else:
+                    model[kind, key] = value
+        for kind in (Kind.QUEUED, Kind.RETAINED):
+            expected = sorted((key, value) for (of, key), value in model.items() if of is kind)
+            assert list(store.scan(kind)) == expected
+        store.close()
