@@ -526,11 +526,15 @@ class Node:
                 ends_at = now + expiry_s  # it was connected when the node stopped
             if ends_at is not None:
                 session.timer = self.timers.at(ends_at, partial(self._expire, session))
+        orphans = 0  # records whose session is not there: the store left its record out as damaged
         for client_id, topic_filter, options in journal.read_subscriptions():
-            session = self.sessions[client_id]
+            owner = self.sessions.get(client_id)
+            if owner is None:
+                orphans += 1
+                continue
             qos, no_local, retain_as_published, identifier = options
             subscription = Subscription(
-                session,
+                owner,
                 topic_filter,
                 qos,
                 no_local=bool(no_local),
@@ -538,11 +542,14 @@ class Node:
                 identifier=identifier,
             )
             self.router.add(subscription)
-            session.subscriptions[topic_filter] = subscription
-            session.subscription_cost += subscription_cost(topic_filter)
-        self._load_messages()
+            owner.subscriptions[topic_filter] = subscription
+            owner.subscription_cost += subscription_cost(topic_filter)
+        orphans += self._load_messages()
+        if orphans:
+            self.log.warning("records without their session were left out", count=orphans)
 
-    def _load_messages(self) -> None:
+    def _load_messages(self) -> int:
+        """How many records had no session, or no message, that they belong to."""
         journal = self.journal
         by_number: dict[tuple[str, int], Delivery] = {}
         for client_id, number, message, terms, shared in journal.read_queued():
@@ -553,14 +560,27 @@ class Node:
             by_number[client_id, number] = (message, terms, number)
         # in order of sending, which is not that of the identifiers once they wrapped around
         on_the_way = sorted(journal.read_packet_ids(Kind.IN_FLIGHT), key=itemgetter(2))
+        orphans = 0
         for client_id, packet_id, number in on_the_way:
-            session = self.sessions[client_id]
-            delivery = by_number.pop((client_id, number), None)
-            session.load_in_flight(packet_id, delivery if number else RELEASED)
-        for (client_id, _), delivery in by_number.items():
-            self.sessions[client_id].load_queued(delivery)
+            session = self.sessions.get(client_id)
+            delivery = by_number.get((client_id, number)) if number else RELEASED
+            if session is None or (number and delivery is None):
+                orphans += 1
+                continue
+            by_number.pop((client_id, number), None)
+            session.load_in_flight(packet_id, delivery)
+        for (client_id, _), waiting in by_number.items():
+            session = self.sessions.get(client_id)
+            if session is None:
+                orphans += 1
+            else:
+                session.load_queued(waiting)
         for client_id, packet_id, _ in journal.read_packet_ids(Kind.RECEIVED):
-            session = self.sessions[client_id]
+            session = self.sessions.get(client_id)
+            if session is None:
+                orphans += 1
+                continue
             if session.received is None:
                 session.received = set()
             session.received.add(packet_id)
+        return orphans

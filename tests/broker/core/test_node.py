@@ -7,9 +7,10 @@ from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.message import MessageProperties
 from ganglion.broker.core.node import REPLY_PREFIX, LimitReached, NotAllowed
 from ganglion.broker.core.router import Subscription
-from ganglion.protocols.mqtt.packets import V311
+from ganglion.broker.store import Kind
+from ganglion.protocols.mqtt.packets import V311, Publish
 from ganglion.protocols.mqtt.properties import Properties
-from tests.protocols.mqtt.fake_link import Link
+from tests.protocols.mqtt.fake_link import Link, RecordingStore
 
 CLIENT = Client("c", None, "127.0.0.1", None)
 
@@ -111,3 +112,29 @@ def test_a_reply_topic_of_nobody() -> None:
     link.node.publish_own(f"{REPLY_PREFIX}guess/x", b"secret")
     link.tick()
     assert client.take() == []
+
+
+@pytest.mark.parametrize("lost", [Kind.SESSION, Kind.QUEUED])
+def test_damaged_records_cost_only_what_they_were_about(lost: Kind) -> None:
+    """When the store leaves a damaged record out, the rest is there, and the log says it."""
+    link = Link()
+    for name in ("hit", "spared"):
+        client = link.connect(name, expiry_s=600, receive_maximum=1)
+        client.subscribe("t", 1)
+        client.send(Publish("x", b"", 2, packet_id=5))
+        client.take()
+    publisher = link.connect("publisher")
+    for number in range(3):
+        publisher.complete("t", b"%d" % number, 1)
+    assert isinstance(link.store, RecordingStore)
+    store = link.store.copy()
+    batch = store.batch()
+    for key, _ in list(store.scan(lost)):
+        if key.startswith(b"hit"):
+            batch.delete(lost, key)
+    store.commit(batch, lambda: None)
+    again = Link(store=store)
+    spared = again.connect("spared", clean_start=False, expiry_s=600, present=True)
+    assert spared.payloads() == [b"0", b"1", b"2"]
+    hit = again.connect("hit", clean_start=False, expiry_s=600, present=lost is not Kind.SESSION)
+    assert hit.payloads() == []

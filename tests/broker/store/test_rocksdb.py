@@ -603,6 +603,61 @@ assert not core.full
     store.close()
 
 
+@pytest.mark.faults
+def test_a_failed_sync_is_fatal(directory: Path, tmp_path: Path) -> None:
+    """A sync that fails once ends everything, although every later one would succeed.
+
+    A library in front of the C library has `fdatasync` of the log fail when a file exists.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    order, library = tmp_path / "fail", tmp_path / "failing.so"
+    (tmp_path / "failing.c").write_text(
+        f"""
+        #include <errno.h>
+        #include <sys/syscall.h>
+        #include <unistd.h>
+        int fdatasync(int fd) {{
+            if (unlink("{order}") == 0) {{ errno = EIO; return -1; }}
+            return syscall(SYS_fdatasync, fd);
+        }}
+        """
+    )
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", str(library), str(tmp_path / "failing.c")], check=True
+    )
+    code = f"""
+import pathlib
+from ganglion.broker.store import Kind
+from tests.broker.store.stores import Core, commit, open_rocks
+core = Core()
+store = open_rocks(pathlib.Path({str(directory)!r}), core)
+commit(store, core, (Kind.SESSION, b"before", b""))
+pathlib.Path({str(order)!r}).touch()
+done = []
+for number in range(3):
+    batch = store.batch()
+    batch.put(Kind.SESSION, b"%d" % number, b"")
+    store.commit(batch, lambda: done.append(number))
+store.close()
+core.run()
+assert not done, done
+(message,) = core.fatal
+assert "commit 2" in message and "Input/output error" in message, message
+assert not pathlib.Path({str(order)!r}).exists()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=Path(__file__).resolve().parents[3],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 MiB."""
