@@ -86,10 +86,6 @@ class Subscription:
         self.identifier = identifier
         """Subscription identifier; 0: none."""
 
-    def terms(self) -> tuple[Terms, Terms, Terms]:
-        """The terms of a delivery by the QoS of the message."""
-        return _terms_by_qos(self.qos, (self.identifier,) if self.identifier else ())
-
 
 def _terms_by_qos(
     qos: int, identifiers: tuple[int, ...], group: "SharedGroup | None" = None
