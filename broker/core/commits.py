@@ -4,6 +4,10 @@ The core changes its memory at once, records the change here, and registers what
 of it (an acknowledgement, a delivery) with `after_commit`. `flush`, called at the end of every
 tick, hands the batch to the store; effects run in the order in which they were registered when the
 store reports it durable (DESIGN rule: nothing leaves before it is durable).
+
+What changes many times within one commit (a backlog that takes a thousand messages, a position that
+moves) is recorded once: it registers a writer with `before_flush` when it changes first, and the
+writer records how it stands when the batch is closed.
 """
 
 from collections.abc import Callable
@@ -21,8 +25,11 @@ class Commits:
     """
 
     def __init__(self, store: Store) -> None:
+        self.number = 1
+        """Counts the open batch: what is recorded while it is the same is committed together."""
         self._store = store
         self._batch: Batch | None = None
+        self._writers: list[Callable[[], None]] = []
         self._effects: list[Callable[[], None]] = []
         self._under_way: list[Callable[[], None]] | None = None
 
@@ -38,9 +45,22 @@ class Commits:
             self._batch = self._store.batch()
         self._batch.delete(kind, key)
 
+    def delete_range(self, kind: Kind, start: bytes, stop: bytes) -> None:
+        """Record that every key from `start` up to but without `stop` is gone."""
+        if self._batch is None:
+            self._batch = self._store.batch()
+        self._batch.delete_range(kind, start, stop)
+
+    def before_flush(self, writer: Callable[[], None]) -> None:
+        """Have `writer` record its state when the open batch is closed. Once per call of this.
+
+        A writer registers no further writers.
+        """
+        self._writers.append(writer)
+
     def after_commit(self, effect: Callable[[], None]) -> None:
         """Run `effect` once everything recorded so far is durable: at once if it is already."""
-        if self._batch is not None:
+        if self._batch is not None or self._writers:
             self._effects.append(effect)
         elif self._under_way is not None:
             self._under_way.append(effect)
@@ -49,10 +69,17 @@ class Commits:
 
     def flush(self) -> None:
         """Commit what has been recorded, unless a commit is under way: then it follows that one."""
-        while self._batch is not None and self._under_way is None:
+        while self._under_way is None and (self._batch is not None or self._writers):
+            writers, self._writers = self._writers, []
+            for write in writers:
+                write()
             batch, self._batch = self._batch, None
             self._under_way, self._effects = self._effects, []
-            self._store.commit(batch, self._committed)  # may complete before it returns
+            self.number += 1
+            if batch is None:  # the writers found that nothing had changed in the end
+                self._committed()
+            else:
+                self._store.commit(batch, self._committed)  # may complete before it returns
 
     def _committed(self) -> None:
         effects = self._under_way

@@ -6,16 +6,17 @@ are recorded as seconds of the wall clock, since the monotonic clock does not su
 """
 
 from collections.abc import Iterator
-from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING
 
 import msgpack
 
 from ganglion.broker.core.access import Client
+from ganglion.broker.core.backlog import Shelf
 from ganglion.broker.core.commits import Commits
 from ganglion.broker.core.limits import Limits
-from ganglion.broker.core.message import Delivery, Message, MessageProperties, Terms
+from ganglion.broker.core.message import Delivery, Message
+from ganglion.broker.core.records import decode_message, encode_message
 from ganglion.broker.core.retained import Retained
 from ganglion.broker.core.router import Subscription
 from ganglion.broker.core.statistics import Statistics
@@ -44,6 +45,7 @@ class Journal:
         wall_clock_offset_s: float,
     ) -> None:
         self.commits = Commits(store)
+        self.shelf = Shelf(store, self.commits, timers, wall_clock_offset_s)
         self.timers = timers
         self.limits = limits
         self.statistics = statistics
@@ -57,7 +59,8 @@ class Journal:
         """Record the session; it expires at `ends_at` (monotonic), None while it is connected."""
         client = session.client
         ends = None if ends_at is None else ends_at + self._offset_s
-        value = [client.user, client.address, client.certificate, session.expiry_s, ends]
+        backlog = session.backlog.identifier if session.backlog is not None else 0
+        value = [client.user, client.address, client.certificate, session.expiry_s, ends, backlog]
         self.commits.put(Kind.SESSION, client.client_id.encode(), msgpack.packb(value))
 
     def forget_session(self, session: "Session") -> None:
@@ -68,13 +71,8 @@ class Journal:
         prefix = name + _END_OF_CLIENT_ID
         for topic_filter in session.subscriptions:
             delete(Kind.SUBSCRIPTION, prefix + topic_filter.encode())
-        for packet_id, delivery in session.inflight.items():
+        for packet_id in session.inflight:
             delete(Kind.IN_FLIGHT, prefix + _PACKET_ID.pack(packet_id))
-            if delivery is not None and delivery[2]:
-                delete(Kind.QUEUED, prefix + _NUMBER.pack(delivery[2]))
-        for delivery in session.queue or ():
-            if delivery[2]:
-                delete(Kind.QUEUED, prefix + _NUMBER.pack(delivery[2]))
         for packet_id in session.received or ():
             delete(Kind.RECEIVED, prefix + _PACKET_ID.pack(packet_id))
 
@@ -95,28 +93,6 @@ class Journal:
         self.commits.delete(Kind.SUBSCRIPTION, key)
 
     # -- messages on the way ---------------------------------------------------------------------
-
-    def put_queued(self, session: "Session", delivery: Delivery) -> None:
-        """Record a message that waits for the client; it is sent after the commit."""
-        message, terms, number = delivery
-        if message.record is None:
-            message.record = self._encode(message)
-        group = terms.group
-        value = msgpack.packb(
-            [
-                message.record,
-                terms.qos,
-                terms.retain,
-                terms.identifiers,
-                None if group is None else f"$share/{group.name}/{group.topic_filter}",
-            ]
-        )
-        self.commits.put(Kind.QUEUED, _prefix(session) + _NUMBER.pack(number), value)
-        self.commits.after_commit(partial(session.committed, number))
-
-    def forget_queued(self, session: "Session", number: int) -> None:
-        """Record that the message has been taken or dropped."""
-        self.commits.delete(Kind.QUEUED, _prefix(session) + _NUMBER.pack(number))
 
     def put_in_flight(self, session: "Session", packet_id: int, delivery: Delivery) -> None:
         """Record under which packet identifier a recorded message was sent."""
@@ -153,9 +129,8 @@ class Journal:
             self.retained.set(message)
             if recorded:
                 message.durable = True
-                if message.record is None:
-                    message.record = self._encode(message)
-                self.commits.put(Kind.RETAINED, topic.encode(), message.record)
+                record = encode_message(message, self._offset_s)
+                self.commits.put(Kind.RETAINED, topic.encode(), record)
         elif self.retained.remove(topic) and recorded:
             message.durable = True
             self.commits.delete(Kind.RETAINED, topic.encode())
@@ -176,15 +151,15 @@ class Journal:
     def read_retained(self) -> None:
         """Fill `retained` from the store."""
         for _, value in self._store.scan(Kind.RETAINED):
-            self.retained.set(self._decode(value))
+            self.retained.set(decode_message(value, self._offset_s))
 
-    def read_sessions(self) -> Iterator[tuple[str, Client, int, float | None]]:
-        """Every recorded session: client identifier, client, expiry, when it ends (monotonic)."""
+    def read_sessions(self) -> Iterator[tuple[Client, int, float | None, int]]:
+        """Every recorded session: client, expiry, when it ends (monotonic), its backlog."""
         for key, value in self._store.scan(Kind.SESSION):
-            user, address, certificate, expiry_s, ends = msgpack.unpackb(value)
+            user, address, certificate, expiry_s, ends, backlog = msgpack.unpackb(value)
             client = Client(key.decode(), user, address, certificate)
             ends_at = None if ends is None else ends - self._offset_s
-            yield client.client_id, client, expiry_s, ends_at
+            yield client, expiry_s, ends_at, backlog
 
     def read_subscriptions(self) -> Iterator[tuple[str, str, list[int]]]:
         """Every recorded subscription: client identifier, filter, its options in order."""
@@ -192,54 +167,12 @@ class Journal:
             name, _, topic_filter = key.partition(_END_OF_CLIENT_ID)
             yield name.decode(), topic_filter.decode(), msgpack.unpackb(value)
 
-    def read_queued(self) -> Iterator[tuple[str, int, Message, Terms, str | None]]:
-        """Every message that waits: client identifier, number, message, terms, shared filter."""
-        for key, value in self._store.scan(Kind.QUEUED):
-            name, _, number = key.partition(_END_OF_CLIENT_ID)
-            record, qos, retain, identifiers, shared = msgpack.unpackb(value)
-            terms = Terms(qos, retain, tuple(identifiers))
-            yield name.decode(), _NUMBER.unpack(number)[0], self._decode(record), terms, shared
-
     def read_packet_ids(self, kind: Kind) -> Iterator[tuple[str, int, int]]:
         """Client identifier, packet identifier and number of `IN_FLIGHT` or `RECEIVED` records."""
         for key, value in self._store.scan(kind):
             name, _, packet_id = key.partition(_END_OF_CLIENT_ID)
             number = _NUMBER.unpack(value)[0] if value else 0
             yield name.decode(), _PACKET_ID.unpack(packet_id)[0], number
-
-    # -- encoding --------------------------------------------------------------------------------
-
-    def _encode(self, message: Message) -> bytes:
-        properties = message.properties
-        extra = None
-        if properties is not None:
-            extra = [
-                properties.payload_is_text,
-                properties.content_type,
-                properties.response_topic,
-                properties.correlation_data,
-                properties.user_properties,
-            ]
-        expires = None if message.expires_at is None else message.expires_at + self._offset_s
-        value = [message.topic, message.payload, message.qos, message.retain, expires, extra]
-        record: bytes = msgpack.packb(value)
-        return record
-
-    def _decode(self, record: bytes) -> Message:
-        topic, payload, qos, retain, expires, extra = msgpack.unpackb(record)
-        properties = None
-        if extra is not None:
-            properties = MessageProperties(
-                payload_is_text=extra[0],
-                content_type=extra[1],
-                response_topic=extra[2],
-                correlation_data=extra[3],
-                user_properties=tuple((name, value) for name, value in extra[4]),
-            )
-        expires_at = None if expires is None else expires - self._offset_s
-        message = Message(topic, payload, qos, retain, properties, expires_at)
-        message.record = record
-        return message
 
 
 def _prefix(session: "Session") -> bytes:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ganglion.broker.core.backlog import Chunk
     from ganglion.broker.core.router import SharedGroup
+    from ganglion.broker.core.sessions import Source
 
-__all__ = ["PLAIN_TERMS", "Delivery", "Message", "MessageProperties", "Terms"]
+__all__ = ["PLAIN_TERMS", "Delivery", "Message", "MessageProperties", "SharedPayload", "Terms"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,20 +27,43 @@ class MessageProperties:
     response_topic: str | None = None
     correlation_data: bytes | None = None
     user_properties: tuple[tuple[str, str], ...] = ()
+    key: str | None = None
+    """What it is about: a queue or stream that is ordered by key keeps order among equal keys."""
+    message_id: str | None = None
+    """Its publisher's name for it: a queue with a deduplication window takes it once."""
+    priority: int | None = None
+    """From 0; a queue with priorities gives out what has a higher one first."""
+    delay_s: float | None = None
+    """A queue keeps it back for so long, in seconds."""
+
+
+class SharedPayload:
+    """What is known of a message that is stored once for several backlogs (`Payloads`)."""
+
+    __slots__ = ("is_changed", "is_recorded", "number", "uses")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.uses = 0
+        """In how many backlogs it waits."""
+        self.is_recorded = False
+        self.is_changed = False
+        """Whether `uses` differs from what was recorded last."""
 
 
 class Message:
     """An application message on its way through the node. Immutable once routed."""
 
     __slots__ = (
+        "__weakref__",
         "durable",
         "expires_at",
         "forms",
         "payload",
         "properties",
         "qos",
-        "record",
         "retain",
+        "shared",
         "topic",
     )
 
@@ -60,8 +85,8 @@ class Message:
         """When it is of no use any more, in seconds of the node's monotonic clock; None: never."""
         self.durable = False
         """Whether routing put it anywhere that has to be committed before it is acknowledged."""
-        self.record: bytes | None = None
-        """Its encoding for the store, made when first needed."""
+        self.shared: SharedPayload | None = None
+        """Set when it is stored once for several backlogs."""
         self.forms: dict[int, tuple[bytes, bytes]] | None = None
         """Encodings by wire form: the bytes before and after a packet identifier."""
 
@@ -72,6 +97,7 @@ class Message:
         if about is not None:
             for text in (about.content_type, about.response_topic, about.correlation_data):
                 size += len(text or "")
+            size += len(about.key or "") + len(about.message_id or "")
             for name, value in about.user_properties:
                 size += _USER_PROPERTY_BYTES + len(name) + len(value)
         return size
@@ -90,10 +116,13 @@ class Terms:
     """Identifiers of all its matching subscriptions (MQTT 5.0 section 3.3.2.3.8)."""
     group: "SharedGroup | None" = None
     """The shared subscription a message was taken from; it goes back there if not acknowledged."""
+    source: "Source | None" = None
+    """The queue or stream it was taken from, which is told how it was acknowledged."""
 
 
 PLAIN_TERMS = (Terms(0), Terms(1), Terms(2))
 """By QoS, what nearly every receiver has: shared, so that a delivery costs no object of its own."""
 
-Delivery = tuple[Message, Terms, int]
-"""A message on its way to one receiver; the number is that of its record, 0 when it has none."""
+Delivery = tuple[Message, Terms, int, "Chunk | None"]
+"""A message on its way to one receiver, its number there, and the part of the receiver's backlog
+that it is recorded in; 0 and None when it has no record."""

@@ -7,18 +7,30 @@ them back as the `Sink` of a session. What time it is, its `Timers` say; when a 
 
 from collections import deque
 from collections.abc import Container
-from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from secrets import token_hex
 
 from ganglion import GanglionError
 from ganglion.broker.core.access import Access, Client, Decision
+from ganglion.broker.core.definitions import (
+    InvalidDefinition,
+    check_name,
+    options_from_text,
+    with_options,
+)
 from ganglion.broker.core.journal import Journal
 from ganglion.broker.core.limits import Limits
-from ganglion.broker.core.message import Delivery, Message, MessageProperties, Terms
+from ganglion.broker.core.message import (
+    PLAIN_TERMS,
+    Delivery,
+    Message,
+    MessageProperties,
+    Terms,
+)
 from ganglion.broker.core.refusals import Log, Refusals
 from ganglion.broker.core.router import (
+    Receiver,
     Route,
     Router,
     SharedGroup,
@@ -26,20 +38,27 @@ from ganglion.broker.core.router import (
     Target,
     subscription_cost,
 )
-from ganglion.broker.core.sessions import NEVER_EXPIRES, RELEASED, Session, Sink, Will
+from ganglion.broker.core.queue import QUEUE_PREFIX, QueueDefinition
+from ganglion.broker.core.queues import Queues
+from ganglion.broker.core.reading import QueueReader, SourceFilter, is_source, split_source
+from ganglion.broker.core.sessions import NEVER_EXPIRES, Session, Sink, Will
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.sys_topics import SysTopics
 from ganglion.broker.core.timers import Timers
 from ganglion.broker.core.topics import split_shared
 from ganglion.broker.store import Kind, Store
 
-__all__ = ["REPLY_PREFIX", "DiskFull", "LimitReached", "Node", "NotAllowed"]
+__all__ = ["REPLY_PREFIX", "DiskFull", "LimitReached", "Node", "NoRoom", "NotAllowed"]
 
 REPLY_PREFIX = "_reply/"
 """Below it every client has a topic of its own for replies, which only that client may read."""
 
 _REPLY_RULE = "reply topics are read only by the client that they were given to"
 _DOLLAR_RULE = "topics that begin with '$' belong to the node (MQTT 4.7.2)"
+_RETAIN_RULE = "queues and streams keep every message: they take no retained ones"
+_DECLARE_RULE = (
+    "only who may both publish to it and subscribe to it makes a queue or stream that is not there"
+)
 
 
 class NotAllowed(GanglionError):
@@ -54,7 +73,11 @@ class LimitReached(GanglionError):
     """A limit of the node is reached; the message names it."""
 
 
-class DiskFull(LimitReached):
+class NoRoom(LimitReached):
+    """What has to be kept cannot be taken now; it can be later."""
+
+
+class DiskFull(NoRoom):
     """What has to be durable cannot be taken until there is room on the disk."""
 
 
@@ -93,6 +116,9 @@ class Node:
         """How many sessions have a connection."""
         self.journal = Journal(store, timers, limits, self.statistics, wall_clock_offset_s)
         self.retained = self.journal.retained
+        self.queues = Queues(
+            self.journal.shelf, self.statistics, self.router.bind, self.router.unbind
+        )
         self._load()
         self.sys_topics = SysTopics(self, version, sys_interval_s)
 
@@ -132,6 +158,8 @@ class Node:
         present = session is not None
         if session is None:
             session = self.sessions[client.client_id] = Session(client, self.journal, expiry_s)
+            if expiry_s:
+                self._make_durable(session)
         else:
             if session.timer is not None:
                 session.timer.cancel()
@@ -144,7 +172,6 @@ class Node:
             session.expiry_s = expiry_s
             if was_durable and not session.is_durable():
                 self.journal.forget_session(session)
-                session.forget_numbers()
         session.will = will
         session.window = window
         session.connection = sink
@@ -154,11 +181,31 @@ class Node:
             self.journal.put_session(session, None)
         return session, present
 
+    def _make_durable(self, session: Session) -> None:
+        session.make_durable()
+        assert session.backlog is not None
+        session.backlog.admit = partial(self._admit, session)
+
+    def _admit(self, session: Session, message: Message, shared: str | None) -> Terms | None:
+        """Judge what was read from disk for the session; None: it may not have it any more."""
+        if not self._may_receive(session, message.topic):
+            self.statistics.drop("not allowed any more")
+            return None
+        parts = split_shared(shared) if shared is not None else None
+        group = self.router.group(parts) if parts is not None else None
+        if group is None:
+            return PLAIN_TERMS[1]  # its recorded terms stay
+        terms = group.terms(session, message.qos)
+        return PLAIN_TERMS[1] if terms is None else terms
+
     def start_session(self, session: Session, sink: Sink) -> None:
         """The client has been greeted: send what was not acknowledged and what waits."""
         if session.connection is sink:
             self.router.invalidate_session(session)
             session.resume(sink)
+            for subscription in list(session.subscriptions.values()):
+                if is_source(subscription.topic_filter):
+                    self._read_source(session, subscription)
 
     def close_session(
         self, session: Session, sink: Sink, *, publish_will: bool, expiry_s: int | None = None
@@ -238,7 +285,8 @@ class Node:
         self.journal.forget_session(session)
         session.discard_queue()
         for subscription in session.subscriptions.values():
-            self.router.remove(subscription)
+            if not is_source(subscription.topic_filter):
+                self.router.remove(subscription)
         session.subscriptions = {}
         # 3.1.3.2.2: the will is sent when its delay has passed or the session ends
         self._send_will(session)
@@ -249,7 +297,7 @@ class Node:
         QoS 1 goes to another member as soon as this one has gone; QoS 2 never does (4.8.2-5), but
         what was never sent to the leaving member may go at its session's end.
         """
-        if not session.inflight and not session.queue:
+        if not session.inflight and not session.is_behind:
             return
         sent = {id(delivery) for delivery in session.inflight.values()}
 
@@ -262,7 +310,7 @@ class Node:
             members = terms.group.members
             return any(each[0].sink is not None for each in members if each[0] is not session)
 
-        for message, terms, _ in session.take_back(wanted):
+        for message, terms, _, _ in session.take_back(wanted, all_of_it=ended):
             assert terms.group is not None
             if not terms.group.deliver(message, self._may_receive, leaving=session):
                 self.statistics.drop("no member of the shared subscription is left")
@@ -275,7 +323,36 @@ class Node:
             token = session.reply_token
             allowed = token is not None and topic_filter.split("/")[1] == token
             return Decision(allowed, _REPLY_RULE)
-        return self.access.subscribe(session.client, topic_filter, qos)
+        try:
+            wanted = split_source(topic_filter)
+        except InvalidDefinition as error:
+            return Decision(False, str(error))
+        if wanted is None:
+            return self.access.subscribe(session.client, topic_filter, qos)
+        decision = self.access.subscribe(session.client, wanted.topic, qos)
+        if decision.allowed and (wanted.binding or not self._is_declared(wanted.topic)):
+            decision = self._may_declare(session.client, wanted.topic)
+        if decision.allowed and wanted.binding:
+            decision = self.access.subscribe(session.client, wanted.binding, qos)
+        return decision
+
+    def _is_declared(self, topic: str) -> bool:
+        """Whether there is the queue or stream that this topic leads to."""
+        return self.queues.find(topic.removeprefix(QUEUE_PREFIX)) is not None
+
+    def _may_declare(self, client: Client, topic: str) -> Decision:
+        """Whether the client may make, or bind a filter to, what this topic leads to."""
+        try:
+            check_name(topic.split("/", 1)[1], "queue")
+        except InvalidDefinition as error:
+            return Decision(False, str(error))
+        for decision in (
+            self.access.subscribe(client, topic, 1),
+            self.access.publish(client, topic, 1, False),
+        ):
+            if not decision.allowed:
+                return Decision(False, f"{decision.rule}; {_DECLARE_RULE}")
+        return Decision(True, _DECLARE_RULE)
 
     def subscribe(self, subscription: Subscription) -> bool:
         """Let the subscription take effect; whether its session had the same filter before.
@@ -294,7 +371,11 @@ class Node:
             raise LimitReached(f"subscriptions_per_client_max = {limit} is reached")
         if session.replay and len(session.replay) > self.limits.queued_messages_per_session_max:
             raise LimitReached("too many retained messages wait for this client already")
-        self.router.add(subscription)
+        wanted = split_source(topic_filter)
+        if wanted is None:
+            self.router.add(subscription)
+        else:
+            self._declare(wanted)
         session.subscriptions[topic_filter] = subscription
         session.subscription_cost += cost
         if session.is_durable():
@@ -302,10 +383,16 @@ class Node:
         return existed
 
     def send_retained(self, subscription: Subscription) -> None:
-        """Send the retained messages that match a subscription which has just been made."""
+        """Send the retained messages that match a subscription which has just been made.
+
+        One to a queue or a stream begins to read there.
+        """
         if split_shared(subscription.topic_filter):
             return  # 4.8.2: none are sent to shared subscriptions
         session = subscription.session
+        if is_source(subscription.topic_filter):
+            self._read_source(session, subscription)
+            return
         identifiers = (subscription.identifier,) if subscription.identifier else ()
         terms = [Terms(qos, True, identifiers) for qos in range(subscription.qos + 1)]
         found: list[Delivery] = []
@@ -315,7 +402,7 @@ class Node:
             if message.expires_at is not None and message.expires_at <= now:
                 expired.append(message.topic)
             elif self._may_receive(session, message.topic):
-                found.append((message, terms[min(message.qos, subscription.qos)], 0))
+                found.append((message, terms[min(message.qos, subscription.qos)], 0, None))
         for topic in expired:
             self.journal.forget_retained(topic)
         if found:
@@ -326,12 +413,45 @@ class Node:
         subscription = session.subscriptions.get(topic_filter)
         if subscription is None:
             return False
-        self.router.remove(subscription)
+        if is_source(topic_filter):
+            session.remove_source(topic_filter)
+        else:
+            self.router.remove(subscription)
         del session.subscriptions[topic_filter]
         session.subscription_cost -= subscription_cost(topic_filter)
         if session.is_durable():
             self.journal.forget_subscription(subscription)
         return True
+
+    def _declare(self, wanted: SourceFilter) -> None:
+        """Make the queue that a subscription names, and let it be as the subscription says.
+
+        Raises `LimitReached` with what is wrong with its options.
+        """
+        try:
+            queue = self.queues.find(wanted.name)
+            definition = QueueDefinition(name=wanted.name) if queue is None else queue.definition
+            options = options_from_text(definition, wanted.options)
+            if wanted.binding and wanted.binding not in definition.bindings:
+                options["bindings"] = (*definition.bindings, wanted.binding)
+            if queue is None or options:
+                self.queues.declare(with_options(definition, options))
+        except InvalidDefinition as error:
+            raise LimitReached(str(error)) from None
+
+    def _read_source(self, session: Session, subscription: Subscription) -> None:
+        """Let a connected session read from the queue that its subscription names."""
+        topic_filter = subscription.topic_filter
+        wanted = split_source(topic_filter)
+        if wanted is None or session.sink is None:
+            return
+        queue = self.queues.find(wanted.name)
+        if queue is None or not self.may_subscribe(session, topic_filter, 1).allowed:
+            return
+        session.remove_source(topic_filter)  # it subscribes anew
+        reader = QueueReader(session, queue, min(subscription.qos, 1), subscription.identifier)
+        session.add_source(topic_filter, reader)
+        reader.pull()
 
     def reply_prefix(self, session: Session) -> str:
         """The topic below which only this client may read (MQTT 5.0 section 4.10)."""
@@ -344,15 +464,27 @@ class Node:
     def may_publish(self, client: Client, topic: str, qos: int, retain: bool) -> Decision:
         """Whether the client may publish to this (valid) topic with this QoS and retain flag."""
         if topic[:1] == "$":
-            return Decision(False, _DOLLAR_RULE)
+            return self._may_send(client, topic, qos, retain)
         if topic.startswith(REPLY_PREFIX):
             return Decision(not retain, "reply topics take no retained messages")
         return self.access.publish(client, topic, qos, retain)
 
+    def _may_send(self, client: Client, topic: str, qos: int, retain: bool) -> Decision:
+        """Whether the client may send to the queue or stream that this topic leads to."""
+        if not is_source(topic):
+            return Decision(False, _DOLLAR_RULE)
+        if retain:
+            return Decision(False, _RETAIN_RULE)
+        decision = self.access.publish(client, topic, qos, False)
+        if decision.allowed and not self._is_declared(topic):
+            decision = self._may_declare(client, topic)
+        return decision
+
     def publish_mask(self, client: Client, topic: str) -> int:
         """What `may_publish` allows, as bits: ``1 << (qos + 3 * retain)``."""
         if topic[:1] == "$":
-            return 0
+            allowed = [self._may_send(client, topic, qos, False).allowed for qos in (0, 1, 2)]
+            return sum(1 << qos for qos in (0, 1, 2) if allowed[qos])
         if topic.startswith(REPLY_PREFIX):
             return 0b000111
         return self.access.publish_mask(client, topic)
@@ -368,14 +500,22 @@ class Node:
         of it has to be durable and cannot be: then nobody gets it.
         """
         retain = message.retain
+        if route is None:
+            if is_source(message.topic) and not self._is_declared(message.topic):
+                self._declare(SourceFilter(QUEUE_PREFIX, message.topic.split("/", 1)[1], (), ""))
+            route = self.router.route(message.topic)
         if self._store.is_full:
-            self._check_disk(message)
+            self._check_disk(message, route)
+        for bound in route.bounded:
+            refusal = bound.refusal(message)
+            if refusal is not None:
+                raise NoRoom(refusal)
         if retain:
             if not self.retained.has_room_for(message, self.limits):
                 raise LimitReached("retained_messages_max or retained_bytes_max is reached")
             self.journal.retain(message)
-        if route is None:
-            route = self.router.route(message.topic)
+        if route.durable > 1:
+            self.journal.shelf.payloads.share(message)
         count = self.forward(message, route.targets, route.groups, publisher)
         if retain:
             message.forms = None  # the retained message would keep its encodings for good
@@ -386,11 +526,10 @@ class Node:
         """Whether the store waits for room: what has to be durable is refused."""
         return self._store.is_full
 
-    def _check_disk(self, message: Message) -> None:
-        route = self.router.route(message.topic)
-        sessions = [target.session for target in route.targets]
-        sessions += [member[0] for group in route.groups for member in group.members]
-        if message.retain or (message.qos and any(each.is_durable() for each in sessions)):
+    def _check_disk(self, message: Message, route: Route) -> None:
+        receivers: list[Receiver] = [target.receiver for target in route.targets]
+        receivers += [member[0] for group in route.groups for member in group.members]
+        if message.retain or (message.qos and any(each.is_durable() for each in receivers)):
             raise DiskFull("the disk is full: what has to be durable is not taken")
 
     def forward(
@@ -404,15 +543,15 @@ class Node:
         qos = message.qos
         count = 0
         for target in targets:
-            session = target.session
-            if target.no_local and session is publisher:
+            receiver = target.receiver
+            if target.no_local and receiver is publisher:
                 if target.own is None:
                     continue
                 target = target.own
             terms = target.terms[qos]
             if message.retain and target.retain_as_published:
                 terms = Terms(terms.qos, True, terms.identifiers)
-            session.deliver(message, terms)
+            receiver.deliver(message, terms)
             count += 1
         for group in groups:
             if group.deliver(message, self._may_receive):
@@ -482,19 +621,22 @@ class Node:
                 sink.expel("the user does not exist any more")
             else:
                 sink.access_changed()
+                for topic_filter in list(session.sources or ()):
+                    if not self.may_subscribe(session, topic_filter, 1).allowed:
+                        session.remove_source(topic_filter)
 
     def _drop_forbidden(self, session: Session) -> None:
         if session.replay:
             session.replay = deque(
                 each for each in session.replay if self._may_receive(session, each[0].topic)
             )
-        if not session.inflight and not session.queue:
+        if not session.inflight and not session.is_behind:
             return
 
         def forbidden(delivery: Delivery) -> bool:
             return not self._may_receive(session, delivery[0].topic)
 
-        for message, _, _ in session.take_back(forbidden):
+        for message, _, _, _ in session.take_back(forbidden, all_of_it=False):
             self.refusals.refuse(
                 "receive", session.client, "the rules have changed", topic=message.topic
             )
@@ -520,8 +662,10 @@ class Node:
         journal = self.journal
         journal.read_retained()
         now = self.timers.now
-        for client_id, client, expiry_s, ends_at in journal.read_sessions():
-            session = self.sessions[client_id] = Session(client, journal, expiry_s)
+        for client, expiry_s, ends_at, backlog_id in journal.read_sessions():
+            session = Session(client, journal, expiry_s, journal.shelf.open(backlog_id))
+            self._make_durable(session)
+            self.sessions[client.client_id] = session
             if ends_at is None and expiry_s != NEVER_EXPIRES:
                 ends_at = now + expiry_s  # it was connected when the node stopped
             if ends_at is not None:
@@ -541,41 +685,29 @@ class Node:
                 retain_as_published=bool(retain_as_published),
                 identifier=identifier,
             )
-            self.router.add(subscription)
+            if not is_source(topic_filter):
+                self.router.add(subscription)
             owner.subscriptions[topic_filter] = subscription
             owner.subscription_cost += subscription_cost(topic_filter)
-        orphans += self._load_messages()
+        orphans += self._load_packet_ids()
+        if not self._store.statistics().damaged:  # else they may belong to a record left out
+            used = {each.backlog.identifier for each in self.sessions.values() if each.backlog}
+            journal.shelf.discard_others(used | self.queues.identifiers())
         if orphans:
             self.log.warning("records without their session were left out", count=orphans)
 
-    def _load_messages(self) -> int:
-        """How many records had no session, or no message, that they belong to."""
-        journal = self.journal
-        by_number: dict[tuple[str, int], Delivery] = {}
-        for client_id, number, message, terms, shared in journal.read_queued():
-            parts = split_shared(shared) if shared else None
-            group = self.router.group(parts) if parts else None
-            if group is not None:
-                terms = replace(terms, group=group)
-            by_number[client_id, number] = (message, terms, number)
-        # in order of sending, which is not that of the identifiers once they wrapped around
-        on_the_way = sorted(journal.read_packet_ids(Kind.IN_FLIGHT), key=itemgetter(2))
+    def _load_packet_ids(self) -> int:
+        """How many records had no session that they belong to."""
         orphans = 0
+        # in order of sending, which is not that of the identifiers once they wrapped around
+        on_the_way = sorted(self.journal.read_packet_ids(Kind.IN_FLIGHT), key=itemgetter(2))
         for client_id, packet_id, number in on_the_way:
-            session = self.sessions.get(client_id)
-            delivery = by_number.get((client_id, number)) if number else RELEASED
-            if session is None or (number and delivery is None):
-                orphans += 1
-                continue
-            by_number.pop((client_id, number), None)
-            session.load_in_flight(packet_id, delivery)
-        for (client_id, _), waiting in by_number.items():
             session = self.sessions.get(client_id)
             if session is None:
                 orphans += 1
             else:
-                session.load_queued(waiting)
-        for client_id, packet_id, _ in journal.read_packet_ids(Kind.RECEIVED):
+                session.load_in_flight(packet_id, number)
+        for client_id, packet_id, _ in self.journal.read_packet_ids(Kind.RECEIVED):
             session = self.sessions.get(client_id)
             if session is None:
                 orphans += 1

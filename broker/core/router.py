@@ -2,8 +2,8 @@
 
 Exact filters are found in one dict; filters with wildcards in a trie of levels. What a topic leads
 to is kept as a `Route`: the sessions with a matching subscription, each once with the terms of all
-its matching subscriptions together (MQTT 5.0 section 3.3.4), and the shared subscriptions. A
-`Route` stays valid until a subscription that matches its topic comes, changes or goes, or the rules
+its matching subscriptions together (MQTT 5.0 section 3.3.4), the queues and streams that are bound
+to a matching filter, and the shared subscriptions. A `Route` stays valid until a subscription that matches its topic comes, changes or goes, or the rules
 of access change; connections keep routes of their own and look only at `Route.valid`. Cached routes
 stand in a `TopicTree`, so that a new filter invalidates just those that it matches.
 """
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from ganglion.broker.core.sessions import Session
 
 __all__ = [
+    "Bound",
     "Outlet",
+    "Receiver",
     "Route",
     "Router",
     "SharedGroup",
@@ -52,6 +54,35 @@ class Outlet(Protocol):
 
     def offer(self, data: bytes, count: int) -> None:
         """Take these `count` messages, or drop and count them if too much waits already."""
+        ...
+
+
+class Receiver(Protocol):
+    """What messages are routed to: a session, a queue, a stream."""
+
+    def deliver(self, message: Message, terms: Terms) -> None:
+        """Send or keep the message on these terms, or drop and count it."""
+        ...
+
+    def outlet(self, form: int) -> Outlet | None:
+        """Where plain QoS 0 messages in this wire form may go as they are; None: nowhere."""
+        ...
+
+    def is_durable(self) -> bool:
+        """Whether what it is given above QoS 0 is kept on disk."""
+        ...
+
+
+class Bound(Receiver, Protocol):
+    """A receiver that belongs to no client: a queue, a stream. It keeps also what has QoS 0."""
+
+    @property
+    def may_refuse(self) -> bool:
+        """Whether `refusal` has to be asked before a message is delivered."""
+        ...
+
+    def refusal(self, message: Message) -> str | None:
+        """Why it would not take this message, as a sentence part; None: it would."""
         ...
 
 
@@ -97,20 +128,21 @@ def _terms_by_qos(
 
 
 class Target:
-    """One session that gets the messages of a route, with all its matching subscriptions as one."""
+    """One receiver of the messages of a route, with all its matching subscriptions as one."""
 
-    __slots__ = ("no_local", "own", "retain_as_published", "session", "terms")
+    __slots__ = ("no_local", "own", "receiver", "retain_as_published", "terms")
 
-    def __init__(self, session: "Session", subscriptions: list[Subscription]) -> None:
-        self.session = session
-        qos = max(each.qos for each in subscriptions)
+    def __init__(self, receiver: Receiver, subscriptions: list[Subscription]) -> None:
+        """Without subscriptions it gets every message as it is: it is bound."""
+        self.receiver = receiver
+        qos = max((each.qos for each in subscriptions), default=2)
         identifiers = tuple(each.identifier for each in subscriptions if each.identifier)
         self.terms = _terms_by_qos(qos, identifiers)
         self.retain_as_published = any(each.retain_as_published for each in subscriptions)
         self.no_local = any(each.no_local for each in subscriptions)
         # 3.8.3.1: what the session published itself comes only by its other subscriptions
         others = [each for each in subscriptions if not each.no_local] if self.no_local else []
-        self.own: Target | None = Target(session, others) if others else None
+        self.own: Target | None = Target(receiver, others) if others else None
 
 
 class SharedGroup:
@@ -138,6 +170,13 @@ class SharedGroup:
     def remove(self, session: "Session") -> None:
         """The session is no member any more."""
         self.members = [member for member in self.members if member[0] is not session]
+
+    def terms(self, session: "Session", qos: int) -> Terms | None:
+        """On what terms this member gets messages of a QoS; None: it is no member."""
+        for member, _, by_qos in self.members:
+            if member is session:
+                return by_qos[qos]
+        return None
 
     def deliver(
         self,
@@ -179,12 +218,22 @@ class SharedGroup:
 class Route:
     """What a topic leads to, as of now."""
 
-    __slots__ = ("_splits", "groups", "targets", "topic", "valid")
+    __slots__ = ("_splits", "bounded", "durable", "groups", "targets", "topic", "valid")
 
-    def __init__(self, topic: str, targets: list[Target], groups: list[SharedGroup]) -> None:
+    def __init__(
+        self,
+        topic: str,
+        targets: list[Target],
+        groups: list[SharedGroup],
+        bounded: list[Bound],
+    ) -> None:
         self.topic = topic
         self.targets = targets
         self.groups = groups
+        self.bounded = bounded
+        """Those of the targets that have to be asked whether they take a message."""
+        self.durable = sum(target.receiver.is_durable() for target in targets)
+        """How many of the targets kept messages on disk when the route was made."""
         self.valid = True
         """False: ask the router again."""
         self._splits: dict[int, tuple[list[Outlet], list[Target]]] | None = None
@@ -204,7 +253,7 @@ class Route:
             for target in self.targets:
                 outlet = None
                 if not target.no_local and not target.terms[0].identifiers:
-                    outlet = target.session.outlet(form)
+                    outlet = target.receiver.outlet(form)
                 if outlet is None:
                     others.append(target)
                 else:
@@ -216,15 +265,16 @@ class Route:
 class _Branch:
     """One level of the trie."""
 
-    __slots__ = ("children", "groups", "subscriptions")
+    __slots__ = ("bound", "children", "groups", "subscriptions")
 
     def __init__(self) -> None:
+        self.bound: list[Bound] | None = None
         self.children: dict[str, _Branch] | None = None
         self.subscriptions: dict[Session, Subscription] | None = None
         self.groups: dict[str, SharedGroup] | None = None
 
     def is_empty(self) -> bool:
-        return not (self.children or self.subscriptions or self.groups)
+        return not (self.children or self.subscriptions or self.groups or self.bound)
 
 
 class Router:
@@ -281,6 +331,23 @@ class Router:
             branch.subscriptions.pop(subscription.session, None)
         self.subscription_count -= 1
         self.shared_count -= shared is not None
+        self._prune(topic_filter)
+        self.invalidate(topic_filter)
+
+    def bind(self, receiver: Bound, topic_filter: str) -> None:
+        """Lead what is published to the filter also to this receiver; harmless if it does."""
+        branch = self._branch(topic_filter)
+        if branch.bound is None:
+            branch.bound = []
+        if receiver not in branch.bound:
+            branch.bound.append(receiver)
+        self.invalidate(topic_filter)
+
+    def unbind(self, receiver: Bound, topic_filter: str) -> None:
+        """Take back what `bind` did; harmless if it did not."""
+        branch = self._branch(topic_filter)
+        if branch.bound and receiver in branch.bound:
+            branch.bound.remove(receiver)
         self._prune(topic_filter)
         self.invalidate(topic_filter)
 
@@ -380,7 +447,10 @@ class Router:
     def _make_route(self, topic: str) -> Route:
         by_session: dict[Session, list[Subscription]] = {}
         groups: list[SharedGroup] = []
+        bound: dict[Bound, None] = {}  # one that is bound more than once gets a message once
         for branch in self._branches(topic):
+            if branch.bound:
+                bound.update(dict.fromkeys(branch.bound))
             if branch.groups:
                 groups.extend(branch.groups.values())
             if branch.subscriptions:
@@ -395,7 +465,8 @@ class Router:
             for session, subscriptions in by_session.items()
             if self._may_receive(session, topic)
         ]
-        return Route(topic, targets, groups)
+        targets.extend(Target(receiver, []) for receiver in bound)
+        return Route(topic, targets, groups, [each for each in bound if each.may_refuse])
 
     def _branches(self, topic: str) -> Iterator[_Branch]:
         """Every branch whose filter matches the topic."""

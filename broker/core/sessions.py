@@ -3,8 +3,11 @@
 A session outlives its connection when its expiry interval is above zero (MQTT 5.0 section 4.1).
 While a connection is there it is the session's `Sink`. Messages above QoS 0 get a packet identifier
 when they are sent, as many at a time as the window allows (section 4.9), and wait in order behind
-it. A session that outlives its connection is durable: what is queued for it is recorded, and sent
-only after the commit.
+it. A session that outlives its connection is durable: what is queued for it waits in a `Backlog` on
+disk, and is sent only after the commit.
+
+Besides what is routed to it a session gets what its client takes from queues and streams: each such
+`Source` is asked to go on whenever there is room in the window.
 """
 
 from collections import deque
@@ -13,20 +16,41 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from ganglion.broker.core.access import Client
-from ganglion.broker.core.message import Delivery, Message, Terms
+from ganglion.broker.core.backlog import Backlog
+from ganglion.broker.core.message import PLAIN_TERMS, Delivery, Message, Terms
 from ganglion.broker.core.router import Outlet, Subscription
 from ganglion.broker.core.timers import Timer
 
 if TYPE_CHECKING:
     from ganglion.broker.core.journal import Journal
 
-__all__ = ["NEVER_EXPIRES", "RELEASED", "Session", "Sink", "Will"]
+__all__ = ["NEVER_EXPIRES", "RELEASED", "Session", "Sink", "Source", "Will"]
 
 NEVER_EXPIRES = 0xFFFF_FFFF
 """A session expiry interval that means what it says (MQTT 5.0 section 3.1.2.11.2)."""
 
 RELEASED = None
 """In `Session.inflight`: the QoS 2 message was received (PUBREC); PUBCOMP is awaited."""
+
+
+class Source(Protocol):
+    """A queue or a stream that the client of a session reads from."""
+
+    def pull(self) -> None:
+        """There may be room: give the session what is ready, with `Session.give`."""
+        ...
+
+    def acknowledged(self, number: int) -> None:
+        """The client is done with what was given under this number."""
+        ...
+
+    def refused(self, number: int) -> None:
+        """The client could not do it, or it could not be sent."""
+        ...
+
+    def close(self) -> None:
+        """The client is gone: take back what it has not acknowledged."""
+        ...
 
 
 class Sink(Protocol):
@@ -84,28 +108,31 @@ class Session:
     __slots__ = (
         "_journal",
         "_next_id",
+        "backlog",
         "client",
-        "committed_number",
         "connection",
         "expiry_s",
         "inflight",
         "queue",
         "queued_bytes",
         "received",
-        "recorded_number",
         "replay",
         "reply_token",
         "resending",
         "sink",
+        "sources",
         "subscription_cost",
         "subscriptions",
         "timer",
+        "unresolved",
         "will",
         "will_timer",
         "window",
     )
 
-    def __init__(self, client: Client, journal: "Journal", expiry_s: int) -> None:
+    def __init__(
+        self, client: Client, journal: "Journal", expiry_s: int, backlog: Backlog | None = None
+    ) -> None:
         self.client = client
         """Who opened it; the client identifier belongs to that user."""
         self.expiry_s = expiry_s
@@ -122,12 +149,15 @@ class Session:
         self.inflight: dict[int, Delivery | None] = {}
         """Sent and not acknowledged, by packet identifier, in order; or `RELEASED`."""
         self.queue: deque[Delivery] | None = None
-        """What waits behind the window."""
+        """What waits behind the window, in memory only."""
         self.queued_bytes = 0
-        self.recorded_number = 0
-        """The number of the newest message that was recorded for it."""
-        self.committed_number = 0
-        """The number up to which those records are durable."""
+        self.backlog: Backlog | None = None
+        """What waits behind the window and outlives the connection, that on the way included. A
+        session that will end with its connection after all keeps the one that it has."""
+        self.unresolved = 0
+        """How many of `inflight` were read from the store without their messages."""
+        self.sources: dict[str, Source] | None = None
+        """The queues and streams that its client reads from, by subscription."""
         self.replay: deque[Delivery] | None = None
         """Retained messages for new subscriptions, on their way at the client's pace."""
         self.received: set[int] | None = None
@@ -142,10 +172,21 @@ class Session:
         """The level under ``_reply/`` that only this client may read."""
         self._journal = journal
         self._next_id = 0
+        if backlog is not None:
+            self._keep_in(backlog)
 
     def is_durable(self) -> bool:
         """Whether it outlives its connection, and so is recorded."""
         return self.expiry_s > 0
+
+    def make_durable(self) -> None:
+        """It is to outlive its connection: what waits for it from now on is kept on disk."""
+        if self.backlog is None:
+            self._keep_in(self._journal.shelf.create())
+
+    def _keep_in(self, backlog: Backlog) -> None:
+        self.backlog = backlog
+        backlog.on_ready = self.pump
 
     # -- to the client ---------------------------------------------------------------------------
 
@@ -157,18 +198,18 @@ class Session:
                 self._journal.statistics.drop("client is offline")
             else:
                 sink.send(0, message, terms, False)
-        elif self.expiry_s:
-            if self._has_room_for(message):
-                self._queue_durably(message, terms)
+        elif self.backlog is not None:
+            if self._has_room_in(self.backlog, message):
+                self.backlog.append(message, terms)
         elif (
             sink is not None
             and not self.queue
             and len(self.inflight) < self.window
             and not sink.congested
         ):
-            self._send((message, terms, 0), sink)
+            self._send((message, terms, 0, None), sink)
         elif self._has_room_for(message):
-            self._append((message, terms, 0))
+            self._append((message, terms, 0, None))
 
     def outlet(self, form: int) -> Outlet | None:
         """Where plain QoS 0 messages in this wire form may go as they are."""
@@ -182,9 +223,35 @@ class Session:
         sink = self.sink
         if sink is None:
             return 2 if qos and self.expiry_s else 3
-        if sink.congested or (qos and (self.queue or len(self.inflight) >= self.window)):
+        if sink.congested or (qos and (self.is_behind or len(self.inflight) >= self.window)):
             return 1
         return 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether anything waits to be sent."""
+        return bool(
+            self.queue
+            or self.replay
+            or self.resending
+            or (self.backlog is not None and not self.backlog.is_empty)
+        )
+
+    def room(self) -> int:
+        """How many messages of a source it can send now, behind what waits in itself."""
+        sink = self.sink
+        if sink is None or sink.congested or self.is_behind:
+            return 0
+        return self.window - len(self.inflight)
+
+    def give(self, message: Message, terms: Terms, number: int) -> bool:
+        """Send a message of a source, for which there is room; False when it is too large."""
+        sink = self.sink
+        if sink is None:
+            return False
+        if terms.qos == 0:
+            return sink.send(0, message, terms, False)
+        return self._send((message, terms, number, None), sink)
 
     def pump(self) -> None:
         """Send as much of what waits as the window and the connection allow."""
@@ -198,12 +265,19 @@ class Session:
         while True:
             if self.queue:
                 self._pump_queue(sink)
-            # retained messages keep their order with the queue: they wait until it is empty
-            if self.queue or not self.replay or sink.congested:
-                return
-            message, terms, _ = self.replay.popleft()
+            elif self.backlog is not None:
+                self._pump_backlog(self.backlog, sink)
+            # retained messages keep their order with what waits: they come when that is sent
+            if not self.replay or self.queue or sink.congested:
+                break
+            if self.backlog is not None and not self.backlog.is_empty:
+                break
+            message, terms, _, _ = self.replay.popleft()
             if self._journal.is_retained(message):
                 self.deliver(message, terms)
+        if self.sources and len(self.inflight) < self.window:
+            for source in list(self.sources.values()):
+                source.pull()
 
     def _pump_resending(self, resending: deque[int], sink: Sink) -> None:
         inflight = self.inflight
@@ -220,23 +294,30 @@ class Session:
     def _pump_queue(self, sink: Sink) -> None:
         queue = self.queue
         now = self._journal.timers.now
-        while (
-            queue
-            and len(self.inflight) < self.window
-            and not sink.congested
-            and queue[0][2] <= self.committed_number
-        ):
+        while queue and len(self.inflight) < self.window and not sink.congested:
             delivery = queue.popleft()
             message = delivery[0]
             self._count_queued(-1, -message.size_bytes())
             if message.expires_at is not None and message.expires_at <= now:
-                if delivery[2]:
-                    self._journal.forget_queued(self, delivery[2])
                 self._journal.statistics.drop("message expired")
             else:
                 self._send(delivery, sink)
 
-    def _send(self, delivery: Delivery, sink: Sink) -> None:
+    def _pump_backlog(self, backlog: Backlog, sink: Sink) -> None:
+        now = self._journal.timers.now
+        while len(self.inflight) < self.window and not sink.congested:
+            delivery = backlog.take()
+            if delivery is None:
+                return
+            message = delivery[0]
+            if message.expires_at is not None and message.expires_at <= now:
+                backlog.settle(delivery)
+                self._journal.statistics.drop("message expired")
+            else:
+                self._send(delivery, sink)
+
+    def _send(self, delivery: Delivery, sink: Sink) -> bool:
+        """Send it under a packet identifier; False when the client cannot take it."""
         inflight = self.inflight
         packet_id = self._next_id + 1
         if packet_id > 65_535:
@@ -245,15 +326,17 @@ class Session:
             packet_id = packet_id % 65_535 + 1
         self._next_id = packet_id
         inflight[packet_id] = delivery
-        if delivery[2]:
+        if delivery[3] is not None and self.expiry_s:
             self._journal.put_in_flight(self, packet_id, delivery)
             if delivery[1].qos == 2:
                 # A client that has it must find the same identifier after a crash (4.3.3).
                 send = partial(self._send_recorded, packet_id, delivery, sink)
                 self._journal.commits.after_commit(send)
-                return
-        if not sink.send(packet_id, delivery[0], delivery[1], False):
-            self._settle(packet_id, delivery)
+                return True
+        if sink.send(packet_id, delivery[0], delivery[1], False):
+            return True
+        self._settle(packet_id, delivery, refused=True)
+        return False
 
     def _send_recorded(self, packet_id: int, delivery: Delivery, sink: Sink) -> None:
         # with another connection `resume` has sent it
@@ -263,6 +346,17 @@ class Session:
             and not sink.send(packet_id, delivery[0], delivery[1], False)
         ):
             self._settle(packet_id, delivery)
+
+    def _has_room_in(self, backlog: Backlog, message: Message) -> bool:
+        limits = self._journal.limits
+        waiting = backlog.waiting - self.unresolved
+        if waiting > 0 and (
+            waiting >= limits.queued_messages_per_session_max
+            or backlog.size_bytes + message.size_bytes() > limits.queued_bytes_per_session_max
+        ):
+            self._journal.statistics.drop("session queue is full")
+            return False
+        return True
 
     def _has_room_for(self, message: Message) -> bool:
         limits = self._journal.limits
@@ -287,42 +381,28 @@ class Session:
         statistics.queued_bytes += size_bytes
 
     def discard_queue(self) -> None:
-        """The session ends: nothing waits for it any more."""
+        """The session ends: nothing waits for it any more, on disk neither."""
         if self.queue:
             self._count_queued(-len(self.queue), -self.queued_bytes)
             self.queue = None
-
-    def _queue_durably(self, message: Message, terms: Terms) -> None:
-        self.recorded_number += 1
-        delivery = (message, terms, self.recorded_number)
-        message.durable = True
-        self._journal.put_queued(self, delivery)
-        sink = self.sink
-        if (
-            terms.qos == 2
-            and sink is not None
-            and not self.queue
-            and not self.resending
-            and len(self.inflight) < self.window
-            and not sink.congested
-        ):
-            self._send(delivery, sink)  # its identifier is in the same commit
-        else:
-            self._append(delivery)
-
-    def committed(self, number: int) -> None:
-        """What was recorded for it up to this number is durable and may be sent."""
-        self.committed_number = number
-        self.pump()
+        backlog, self.backlog = self.backlog, None
+        if backlog is not None:
+            for delivery in self.inflight.values():
+                if delivery is not None and delivery[3] is not None:
+                    backlog.settle(delivery)
+            backlog.discard()
 
     # -- acknowledgements ------------------------------------------------------------------------
 
-    def acknowledged(self, packet_id: int) -> bool:
-        """PUBACK came (or a PUBREC that refuses): whether such a message was on the way."""
+    def acknowledged(self, packet_id: int, *, refused: bool = False) -> bool:
+        """PUBACK came, or a PUBREC that refuses: whether such a message was on the way.
+
+        A message of a queue that is `refused` (a reason of 0x80 or above) goes back there.
+        """
         delivery = self.inflight.get(packet_id)
         if delivery is None:
             return False
-        self._settle(packet_id, delivery)
+        self._settle(packet_id, delivery, refused=refused)
         return True
 
     def received_by_client(self, packet_id: int) -> bool:
@@ -332,9 +412,10 @@ class Session:
         delivery = self.inflight[packet_id]
         if delivery is not None:  # not RELEASED yet
             self.inflight[packet_id] = RELEASED
-            if delivery[2]:
-                self._journal.forget_queued(self, delivery[2])
-                self._journal.put_released(self, packet_id)
+            if delivery[3] is not None:
+                delivery[3].backlog.settle(delivery)
+                if self.expiry_s:
+                    self._journal.put_released(self, packet_id)
         return True
 
     def completed(self, packet_id: int) -> bool:
@@ -346,34 +427,35 @@ class Session:
             self._journal.forget_in_flight(self, packet_id)
         return True
 
-    def _settle(self, packet_id: int, delivery: Delivery) -> None:
+    def _settle(self, packet_id: int, delivery: Delivery, *, refused: bool = False) -> None:
         del self.inflight[packet_id]
-        if delivery[2]:
-            self._journal.forget_in_flight(self, packet_id)
-            self._journal.forget_queued(self, delivery[2])
+        source = delivery[1].source
+        if source is not None:
+            if refused:
+                source.refused(delivery[2])
+            else:
+                source.acknowledged(delivery[2])
+        elif delivery[3] is not None:
+            if self.expiry_s:
+                self._journal.forget_in_flight(self, packet_id)
+            delivery[3].backlog.settle(delivery)
 
     # -- connections come and go -----------------------------------------------------------------
 
     def resume(self, sink: Sink) -> None:
         """A new connection has this session: send again what was not acknowledged (4.4.0-1)."""
         self.sink = sink
+        self._resolve()
         self.resending = deque(self.inflight) if self.inflight else None
         self.pump()
-
-    def forget_numbers(self) -> None:
-        """It is no longer durable: what is on the way or waits has no record any more."""
-        for packet_id, delivery in self.inflight.items():
-            if delivery is not None:
-                self.inflight[packet_id] = (delivery[0], delivery[1], 0)
-        if self.queue:
-            self.queue = deque((message, terms, 0) for message, terms, _ in self.queue)
 
     def disconnected(self) -> None:
         """Its connection has gone; what it was owed above QoS 0 waits for its return."""
         self.connection = self.sink = None
+        self._close_sources()
         replay, self.replay, self.resending = self.replay, None, None
         if replay and self.expiry_s:
-            for message, terms, _ in replay:
+            for message, terms, _, _ in replay:
                 if terms.qos and self._journal.is_retained(message):
                     self.deliver(message, terms)
 
@@ -384,25 +466,83 @@ class Session:
         self.replay.extend(deliveries)
         self.pump()
 
-    def load_in_flight(self, packet_id: int, delivery: Delivery | None) -> None:
-        """At the start of the node: this was on the way."""
-        self.inflight[packet_id] = delivery
-        if delivery is not None:
-            self._note_recorded(delivery[2])
+    def add_source(self, topic_filter: str, source: Source) -> None:
+        """Its client reads from this queue or stream too; the subscription that it comes from."""
+        if self.sources is None:
+            self.sources = {}
+        self.sources[topic_filter] = source
 
-    def load_queued(self, delivery: Delivery) -> None:
-        """At the start of the node: this waits, behind what was loaded before."""
-        self._append(delivery)
-        self._note_recorded(delivery[2])
+    def remove_source(self, topic_filter: str) -> None:
+        """Its client reads no more from what this subscription stands for."""
+        source = (self.sources or {}).pop(topic_filter, None)
+        if source is not None:
+            self._forget_given(source)
+            source.close()
 
-    def _note_recorded(self, number: int) -> None:
-        self.recorded_number = self.committed_number = max(self.recorded_number, number)
+    def _close_sources(self) -> None:
+        sources, self.sources = self.sources, None
+        for source in (sources or {}).values():
+            self._forget_given(source)
+            source.close()
 
-    def take_back(self, wanted: Callable[[Delivery], bool]) -> list[Delivery]:
-        """Remove and return what waits or is on the way and is `wanted`, in order."""
+    def _forget_given(self, source: Source) -> None:
+        """What was given and is not acknowledged goes back; its identifiers are free again."""
+        for packet_id, delivery in list(self.inflight.items()):
+            if delivery is not None and delivery[1].source is source:
+                del self.inflight[packet_id]
+
+    # -- from the store --------------------------------------------------------------------------
+
+    def load_in_flight(self, packet_id: int, number: int) -> None:
+        """At the start of the node: the message with this number in the backlog was on the way.
+
+        0: it was received, and PUBCOMP is awaited. The messages are read when they are needed.
+        """
+        if number:
+            self.inflight[packet_id] = (_UNREAD, PLAIN_TERMS[1], number, None)
+            self.unresolved += 1
+        else:
+            self.inflight[packet_id] = RELEASED
+
+    def _resolve(self) -> None:
+        """Read the messages of what was on the way: the first ones in the backlog."""
+        backlog = self.backlog
+        if not self.unresolved or backlog is None:
+            return
+        wanted = {
+            delivery[2]: packet_id
+            for packet_id, delivery in self.inflight.items()
+            if delivery is not None and delivery[0] is _UNREAD
+        }
+        self.unresolved = 0
+        others: list[Delivery] = []
+        last = max(wanted)
+        while wanted:
+            delivery = backlog.take()
+            if delivery is None:
+                break
+            packet_id = wanted.pop(delivery[2], 0)
+            if packet_id:
+                self.inflight[packet_id] = delivery
+            else:
+                others.append(delivery)
+            if delivery[2] >= last:
+                break
+        backlog.put_back(others)
+        for packet_id in wanted.values():  # damaged
+            del self.inflight[packet_id]
+            self._journal.forget_in_flight(self, packet_id)
+
+    def take_back(self, wanted: Callable[[Delivery], bool], *, all_of_it: bool) -> list[Delivery]:
+        """Remove and return what waits or is on the way and is `wanted`, in order.
+
+        Of what waits on disk only the window is looked at unless `all_of_it`; then what is not
+        wanted cannot be sent any more.
+        """
+        self._resolve()
         taken: list[Delivery] = []
         for packet_id, delivery in list(self.inflight.items()):
-            if delivery is not None and wanted(delivery):
+            if delivery is not None and delivery[1].source is None and wanted(delivery):
                 self._settle(packet_id, delivery)
                 taken.append(delivery)
         if self.queue:
@@ -411,9 +551,18 @@ class Session:
                 if wanted(delivery):
                     taken.append(delivery)
                     self._count_queued(-1, -delivery[0].size_bytes())
-                    if delivery[2]:
-                        self._journal.forget_queued(self, delivery[2])
                 else:
                     kept.append(delivery)
             self.queue = kept
+        backlog = self.backlog
+        if backlog is not None:
+            waiting = backlog.settle_waiting(wanted)
+            while all_of_it and (next_one := backlog.take()) is not None:
+                if wanted(next_one):
+                    waiting.append(next_one)
+                backlog.settle(next_one)
+            taken += waiting
         return taken
+
+
+_UNREAD = Message("", b"")  # stands for a message on the way that was not read from the store yet

@@ -62,7 +62,8 @@ class SysTopics:
         node = self._node
         counted = node.statistics
         total = len(node.sessions)
-        stored = counted.queued_messages + len(node.retained)
+        shelf = node.journal.shelf
+        stored = counted.queued_messages + shelf.count() + len(node.retained)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "clients/total": total,
@@ -76,7 +77,9 @@ class SysTopics:
             "messages/sent": counted.packets_sent,
             "messages/stored": stored,
             "store/messages/count": stored,
-            "store/messages/bytes": counted.queued_bytes + node.retained.size_bytes,
+            "store/messages/bytes": (
+                counted.queued_bytes + shelf.size_bytes() + node.retained.size_bytes
+            ),
             "retained messages/count": len(node.retained),
             "subscriptions/count": node.router.subscription_count,
             "shared_subscriptions/count": node.router.shared_count,

@@ -41,14 +41,41 @@ class Kind(IntEnum):
     """client id → who opened the session and how long it outlives its connection"""
     SUBSCRIPTION = 2
     """client id, filter → options"""
-    QUEUED = 3
-    """client id, number → a message that its client has not acknowledged"""
+    BACKLOG = 3
+    """backlog, number of the first → messages that wait in order (`core.backlog`)"""
     IN_FLIGHT = 4
     """client id, packet identifier → number of the queued message and how far it came"""
     RECEIVED = 5
     """client id, packet identifier → a QoS 2 message that came in and is not released"""
     RETAINED = 6
     """topic → message"""
+    SETTLED = 7
+    """backlog, number of the first → which messages of that `BACKLOG` record are settled"""
+    BACKLOG_STATE = 8
+    """backlog → where it begins and ends, how much waits in it"""
+    PAYLOAD = 9
+    """number → a message that waits in several backlogs, stored once"""
+    PAYLOAD_USES = 10
+    """number → in how many backlogs it still waits"""
+    WILL = 11
+    """client id → what is published if the client goes without a goodbye"""
+    QUEUE = 12
+    """queue name → its definition"""
+    RETURNED = 13
+    """backlog, number → how often a message of a queue was delivered in vain, and until when it rests
+    """
+    DELAYED = 14
+    """queue, time, number → a message that is not due yet"""
+    DEDUPLICATION = 15
+    """queue, number → a message identifier that was seen, and when"""
+    STREAM = 16
+    """stream name → its definition and state"""
+    STREAM_BATCH = 17
+    """stream, sequence of the first → records that were appended together"""
+    STREAM_KEY = 18
+    """stream, key → sequence of the last record with that key"""
+    STREAM_GROUP = 19
+    """stream, group → the position up to which its members have read"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +152,10 @@ class Batch(Protocol):
         """Remove the record; harmless when there is none."""
         ...
 
+    def delete_range(self, kind: Kind, start: bytes, stop: bytes) -> None:
+        """Remove every record from `start` up to but without `stop`, however many there are."""
+        ...
+
 
 class Store(Protocol):
     """An ordered key-value store with atomic batches."""
@@ -150,11 +181,19 @@ class Store(Protocol):
         """The committed value of a record; None when there is none. Raises `RecordDamaged`."""
         ...
 
-    def scan(self, kind: Kind) -> Iterator[tuple[bytes, bytes]]:
-        """Every committed record of a kind as (key, value), in order of the keys.
+    def scan(
+        self,
+        kind: Kind,
+        start: bytes = b"",
+        stop: bytes | None = None,
+        *,
+        backwards: bool = False,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Committed records of a kind as (key, value), in order of the keys, or in reverse.
 
-        What is committed after the call is not among them. Damaged records are left out, counted
-        and reported.
+        `start` is the first key that may be among them, `stop` the first beyond them, both also
+        when `backwards`. What is committed after the call is not among them. Damaged records are
+        left out, counted and reported.
         """
         ...
 

@@ -66,7 +66,7 @@ from ganglion.broker.store.rocks_log import Tear, cut, ends_cleanly, find_tear
 
 __all__ = ["FORMAT_VERSION", "RocksStore", "rescue"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the records and their keys; raised when a store of the one before has to be rewritten."""
 
 _MIB = 1024 * 1024
@@ -83,14 +83,39 @@ _CRC_SIZE = _CRC.size
 _FAMILIES = {
     Kind.SESSION: "sessions",
     Kind.SUBSCRIPTION: "subscriptions",
-    Kind.QUEUED: "queued",
+    Kind.BACKLOG: "backlog",
     Kind.IN_FLIGHT: "in_flight",
     Kind.RECEIVED: "received",
     Kind.RETAINED: "retained",
+    Kind.SETTLED: "settled",
+    Kind.BACKLOG_STATE: "backlog_state",
+    Kind.PAYLOAD: "payload",
+    Kind.PAYLOAD_USES: "payload_uses",
+    Kind.WILL: "will",
+    Kind.QUEUE: "queue",
+    Kind.RETURNED: "returned",
+    Kind.DELAYED: "delayed",
+    Kind.DEDUPLICATION: "deduplication",
+    Kind.STREAM: "stream",
+    Kind.STREAM_BATCH: "stream_batch",
+    Kind.STREAM_KEY: "stream_key",
+    Kind.STREAM_GROUP: "stream_group",
 }
 assert len(_FAMILIES) == len(Kind)
 # Records that come and go with every message: what is deleted must not slow down a later scan.
-_SHORT_LIVED = frozenset((Kind.QUEUED, Kind.IN_FLIGHT, Kind.RECEIVED))
+_SHORT_LIVED = frozenset(
+    (
+        Kind.BACKLOG,
+        Kind.IN_FLIGHT,
+        Kind.RECEIVED,
+        Kind.SETTLED,
+        Kind.PAYLOAD,
+        Kind.PAYLOAD_USES,
+        Kind.RETURNED,
+        Kind.DELAYED,
+        Kind.DEDUPLICATION,
+    )
+)
 
 _RETRY_EVERY_S = 0.5  # RocksDB notices within seconds by itself that there is room again
 _NO_ROOM = ("No space left on device", "Disk quota exceeded")
@@ -116,16 +141,18 @@ def _fits(seed: int, key: bytes, framed: bytes) -> bool:
 class _RocksBatch:
     """Operations in C++ memory, and once more here: a failed write consumes the former."""
 
-    __slots__ = ("_delete", "_handles", "_put", "operations", "writes")
+    __slots__ = ("_delete", "_delete_range", "_handles", "_put", "operations", "writes")
 
     def __init__(self, handles: dict[Kind, ColumnFamily]) -> None:
         self.writes = WriteBatch(raw_mode=True)
         # Flat, three entries per operation: a tuple each would cost the garbage collector more
-        # than the operation itself.
+        # than the operation itself. Kind, key, framed value or None; of a range: kind, start, and
+        # the place behind it in a list of its own.
         self.operations: list[Any] = []
         self._handles = handles
         self._put = self.writes.put
         self._delete = self.writes.delete
+        self._delete_range = self.writes.delete_range
 
     def put(self, kind: Kind, key: bytes, value: bytes) -> None:
         framed = _CRC.pack(crc32(value, crc32(key, kind))) + value
@@ -136,6 +163,10 @@ class _RocksBatch:
         self._delete(key, self._handles[kind])
         self.operations += (kind, key, None)
 
+    def delete_range(self, kind: Kind, start: bytes, stop: bytes) -> None:
+        self._delete_range(start, stop, self._handles[kind])
+        self.operations += (kind, start, [stop])
+
     def again(self) -> WriteBatch:
         """The same operations, to be written once more."""
         writes = WriteBatch(raw_mode=True)
@@ -143,6 +174,8 @@ class _RocksBatch:
         for kind, key, framed in zip(operations, operations, operations, strict=True):
             if framed is None:
                 writes.delete(key, self._handles[kind])
+            elif isinstance(framed, list):
+                writes.delete_range(key, framed[0], self._handles[kind])
             else:
                 writes.put(key, framed, self._handles[kind])
         return writes
@@ -281,10 +314,18 @@ class RocksStore:
             raise RecordDamaged(self._note(kind, key, _BAD_CHECKSUM))
         return framed[_CRC_SIZE:]
 
-    def scan(self, kind: Kind) -> Iterator[tuple[bytes, bytes]]:
-        """Every committed record of a kind as (key, value), in order of the keys."""
+    def scan(
+        self,
+        kind: Kind,
+        start: bytes = b"",
+        stop: bytes | None = None,
+        *,
+        backwards: bool = False,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Committed records of a kind as (key, value), in order of the keys, or in reverse."""
         note = partial(self._note, kind)
-        return _Reading(self._families[kind], kind, note).records()
+        reading = _Reading(self._families[kind], kind, note, start, stop, backwards=backwards)
+        return reading.records()
 
     def _note(self, kind: Kind | None, key: bytes, what: str) -> Damage:
         self._damaged += 1
@@ -415,6 +456,11 @@ class RocksStore:
                 f"knows formats up to {FORMAT_VERSION}: use the newer version again, or another "
                 "data directory"
             )
+        if version is not None and found < FORMAT_VERSION:
+            raise StoreError(
+                f"the store in {self.directory} has format {found}, of a version that was never "
+                f"released; this one needs format {FORMAT_VERSION}: use another data directory"
+            )
         if upgrading := self._metadata_value(_UPGRADING_KEY):
             raise UpgradeInterrupted(
                 f"the store in {self.directory} was being upgraded "
@@ -483,16 +529,37 @@ class _Reading:
     that no records can be found in it.
     """
 
-    def __init__(self, family: Rdict, seed: int, note: Callable[[bytes, str], object]) -> None:
-        """Begin; `note` is told of damage: the key, or the one before it, and what was found."""
+    def __init__(
+        self,
+        family: Rdict,
+        seed: int,
+        note: Callable[[bytes, str], object],
+        start: bytes = b"",
+        stop: bytes | None = None,
+        *,
+        backwards: bool = False,
+    ) -> None:
+        """Begin; `note` is told of damage: the key, or the one before it, and what was found.
+
+        A pass `backwards` ends where it meets a block that cannot be read.
+        """
         self._family = family
         self._seed = seed
         self._note = note
+        self._start, self._stop, self._backwards = start, stop, backwards
         # An iterator is a view of one moment. (A `Snapshot` of rocksdict 0.3.29 is not.)
-        options = _read_options(verify=True)
-        items = family.items(read_opt=options)
+        options = self._options(verify=True)
+        items = family.items(backwards=backwards, read_opt=options)
         self._items = cast("Iterator[tuple[bytes, bytes]]", items)
         self._end = family.iter(options)
+
+    def _options(self, *, verify: bool) -> ReadOptions:
+        options = _read_options(verify=verify)
+        if self._start:
+            options.set_iterate_lower_bound(self._start)
+        if self._stop is not None:
+            options.set_iterate_upper_bound(self._stop)
+        return options
 
     def records(self) -> Iterator[tuple[bytes, bytes]]:
         """Keys and values of the good records, in order of the keys."""
@@ -504,15 +571,24 @@ class _Reading:
                 yield last, value
             else:
                 self._note(last, _BAD_CHECKSUM)
-        _seek_behind(self._end, last)
+        if self._backwards:
+            if last is None:
+                self._end.seek_to_last()
+            else:
+                self._end.seek_for_prev(last)
+                if self._end.valid():
+                    self._end.prev()
+        else:
+            _seek_behind(self._end, last)
         what = _status(self._end)
         if what is not None:
             self._note(last or b"", what)
-            yield from self._records_behind(last)
+            if not self._backwards:
+                yield from self._records_behind(last)
 
     def _records_behind(self, last: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """The same without RocksDB's checksums: slower."""
-        options = _read_options(verify=False)
+        options = self._options(verify=False)
         iterator = self._family.iter(options)
         _seek_behind(iterator, last)
         while True:

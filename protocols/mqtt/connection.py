@@ -14,7 +14,8 @@ msg/s where each packet parsed by itself gave 480k).
 from functools import partial
 
 from ganglion.broker.core.message import Message, Terms
-from ganglion.broker.core.node import DiskFull, LimitReached
+from ganglion.broker.core.node import LimitReached, NoRoom
+from ganglion.broker.core.reading import is_source
 from ganglion.broker.core.router import Outlet, Route, Subscription
 from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.timers import Timer
@@ -69,7 +70,7 @@ __all__ = ["MqttConnection"]
 
 _ROUTES_MAX = 1024  # topics whose authorisation a connection remembers; all are forgotten beyond
 _TOPIC_SIZE_MAX = 256  # bytes of such a topic: so a connection keeps half a MB at most
-_EVERYTHING = 0b111111  # a publish mask that allows every QoS with and without retain
+_EVERY_QOS = 0b000111  # a publish mask that allows every QoS without retain
 _NO_LIMIT = 2**31
 _CHUNK_MIN = 4096  # bytes; what came before is copied for a smaller one
 
@@ -292,9 +293,9 @@ class MqttConnection:
                     payload_at = at + is_v5
                     if payload_at <= end and not (is_v5 and data[at]):
                         route = routes.get(data[start + 2 : at])
+                        if route is not None and not route.valid:
+                            route = self._renew(route)
                         if route is not None:
-                            if not route.valid:
-                                route = self._renew(route)
                             # packets with the same header, topic and length after this one
                             step = end - pos
                             stop = end
@@ -329,9 +330,9 @@ class MqttConnection:
                     if payload_at <= end and not (is_v5 and data[at + 2]):
                         route = routes.get(data[start + 2 : at])
                         packet_id = data[at : at + 2]
+                        if route is not None and not route.valid:
+                            route = self._renew(route)
                         if route is not None and packet_id != b"\0\0":
-                            if not route.valid:
-                                route = self._renew(route)
                             statistics.publish_received += 1
                             statistics.publish_bytes_received += end - pos
                             if first == 0x32:
@@ -397,13 +398,19 @@ class MqttConnection:
         if error is not None:
             self._fail(error)
             return size
-        if session.queue or session.replay or session.resending:
+        if session.sources or session.is_behind:
             session.pump()
         return pos
 
-    def _renew(self, route: Route) -> Route:
-        """The route of the same topic as it is now; the client still may publish there."""
+    def _renew(self, route: Route) -> Route | None:
+        """The route of the same topic as it is now; the client still may publish there.
+
+        None: it has to take the slow path, where somebody can refuse.
+        """
         renewed = self.server.node.router.route(route.topic)
+        if renewed.bounded or (is_source(route.topic) and not renewed.targets):
+            del self._routes[route.topic.encode()]
+            return None
         self._routes[route.topic.encode()] = renewed
         return renewed
 
@@ -486,7 +493,7 @@ class MqttConnection:
             case Puback():
                 if number in session.inflight and (delivery is None or delivery[1].qos != 1):
                     raise ProtocolViolation("PUBACK answers a QoS 2 message (4.3.3)")
-                session.acknowledged(number)
+                session.acknowledged(number, refused=packet.reason >= Reason.UNSPECIFIED_ERROR)
             case Pubrec():
                 if delivery is not None and delivery[1].qos != 2:
                     raise ProtocolViolation("PUBREC answers a QoS 1 message (4.3.2)")
@@ -560,6 +567,7 @@ class MqttConnection:
         qos, retain, properties = packet.qos, packet.retain, packet.properties
         topic = packet.topic
         about = expires_at = None
+        reason, text = Reason.SUCCESS, ""
         if properties is not None:
             if len(properties.subscription_identifiers) > 1:
                 # MQTT-3.3.4-6 forbids even one; like Mosquitto we ignore that
@@ -570,7 +578,11 @@ class MqttConnection:
                 topic = self._aliases_in.resolve(topic, properties.topic_alias, node.limits)
             if properties.response_topic is not None:
                 check_response_topic(properties.response_topic, node.limits)
-            about = message_properties(properties)
+            try:
+                about = message_properties(properties)
+            except ProtocolViolation as error:
+                reason, text = error.reason, str(error)
+                node.refusals.refuse("publish", session.client, text, topic=topic)
             if properties.message_expiry_interval is not None:
                 expires_at = node.timers.now + properties.message_expiry_interval
         if qos > settings.maximum_qos:
@@ -580,7 +592,6 @@ class MqttConnection:
             )
         if retain and not settings.retain_available:
             raise ProtocolViolation("retain is not available", Reason.RETAIN_NOT_SUPPORTED)
-        reason, text = Reason.SUCCESS, ""
         try:
             check_topic_name(topic, node.limits)
         except TopicLimit as error:
@@ -601,8 +612,9 @@ class MqttConnection:
                 self._remember(session, topic)
             except LimitReached as error:
                 reason, text = Reason.QUOTA_EXCEEDED, str(error)
-                node.refusals.refuse("retain", session.client, text, topic=topic)
-                if isinstance(error, DiskFull) and self.version != V5:
+                action = "retain" if retain else "publish"
+                node.refusals.refuse(action, session.client, text, topic=topic)
+                if isinstance(error, NoRoom) and self.version != V5:
                     # MQTT 3 cannot say no: the client keeps what is not acknowledged
                     self._release(session, packet.packet_id)
                     return
@@ -619,7 +631,7 @@ class MqttConnection:
         node = self.server.node
         client = session.client
         topic = message.topic
-        if topic.encode() not in self._routes:
+        if message.retain or topic.encode() not in self._routes:
             decision = node.may_publish(client, topic, message.qos, message.retain)
             if not decision.allowed:
                 node.refusals.refuse("publish", client, decision.rule, topic=topic)
@@ -641,10 +653,12 @@ class MqttConnection:
         if key in self._routes or len(key) > _TOPIC_SIZE_MAX:
             return
         allowed = node.publish_mask(session.client, topic)
-        if allowed == _EVERYTHING and self.server.settings.maximum_qos == 2:
+        if allowed & _EVERY_QOS == _EVERY_QOS and self.server.settings.maximum_qos == 2:
             if self._routes is _NO_ROUTES or len(self._routes) >= _ROUTES_MAX:
                 self._routes = {}
-            self._routes[key] = node.router.route(topic)
+            route = node.router.route(topic)
+            if not route.bounded:
+                self._routes[key] = route
 
     def _answer_publish(
         self, packet: Publish, reason: Reason, *, durable: bool, text: str = ""

@@ -6,7 +6,9 @@ Only what differs from client to client (topic aliases, subscription identifiers
 interval) is encoded for one client alone.
 """
 
+from collections.abc import Callable
 from math import ceil
+from typing import TypeVar
 
 from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.message import Message, MessageProperties, Terms
@@ -14,7 +16,7 @@ from ganglion.broker.core.topics import InvalidTopic, check_topic_name
 from ganglion.protocols.mqtt.codec import encode_length
 from ganglion.protocols.mqtt.packets import V5
 from ganglion.protocols.mqtt.properties import Properties, encode_properties
-from ganglion.protocols.mqtt.reasons import ProtocolViolation
+from ganglion.protocols.mqtt.reasons import ProtocolViolation, Reason
 
 __all__ = [
     "FORM_3",
@@ -74,7 +76,7 @@ def packet_properties(
         properties.content_type = about.content_type
         properties.response_topic = about.response_topic
         properties.correlation_data = about.correlation_data
-        properties.user_properties = about.user_properties
+        properties.user_properties = about.user_properties + _named_properties(about)
     if expires_at is not None:  # 3.3.2.3.3: the interval received minus the time spent here
         properties.message_expiry_interval = max(0, ceil(expires_at - now))
     if alias:
@@ -93,14 +95,52 @@ def check_response_topic(topic: str, limits: Limits) -> None:
 def message_properties(properties: Properties) -> MessageProperties | None:
     """What the publisher says about the payload, from the properties of a PUBLISH or a will."""
     indicator = properties.payload_format_indicator
+    named = {name: value for name, value in properties.user_properties if name in _NAMED}
     about = MessageProperties(
         payload_is_text=None if indicator is None else bool(indicator),
         content_type=properties.content_type,
         response_topic=properties.response_topic,
         correlation_data=properties.correlation_data,
-        user_properties=properties.user_properties,
+        user_properties=tuple(each for each in properties.user_properties if each[0] not in _NAMED),
+        key=named.get(_KEY),
+        message_id=named.get(_MESSAGE_ID),
+        priority=_number(named, _PRIORITY, int),
+        delay_s=_number(named, _DELAY, float),
     )
     return None if about == _NOTHING else about
 
 
+_N = TypeVar("_N", int, float)
+
+
+def _number(named: dict[str, str], name: str, kind: Callable[[str], _N]) -> _N | None:
+    text = named.get(name)
+    if text is None:
+        return None
+    try:
+        value = kind(text)
+    except ValueError:
+        value = kind("-1")
+    if not 0 <= value <= _NUMBER_MAX:
+        raise ProtocolViolation(
+            f"user property {name} is {text!r}; it must be a number from 0",
+            Reason.IMPLEMENTATION_SPECIFIC_ERROR,
+        )
+    return value
+
+
+def _named_properties(about: MessageProperties) -> tuple[tuple[str, str], ...]:
+    """The user properties that stand for what MQTT has no property for."""
+    values = (
+        (_KEY, about.key),
+        (_MESSAGE_ID, about.message_id),
+        (_PRIORITY, about.priority),
+        (_DELAY, about.delay_s),
+    )
+    return tuple((name, str(value)) for name, value in values if value is not None)
+
+
+_KEY, _MESSAGE_ID, _PRIORITY, _DELAY = "x-key", "x-message-id", "x-priority", "x-delay"
+_NAMED = frozenset((_KEY, _MESSAGE_ID, _PRIORITY, _DELAY))
+_NUMBER_MAX = 10 * 366 * 86_400.0  # seconds: ten years
 _NOTHING = MessageProperties()

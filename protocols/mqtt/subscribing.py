@@ -1,6 +1,7 @@
 """SUBSCRIBE and UNSUBSCRIBE: what each topic filter of a packet gets (MQTT 5.0, 3.8 to 3.11)."""
 
 from ganglion.broker.core.node import LimitReached, NotAllowed
+from ganglion.broker.core.reading import is_source
 from ganglion.broker.core.router import Subscription
 from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.topics import (
@@ -55,7 +56,11 @@ def subscribe(
             continue
         reasons.append(subscription.qos)
         handling = request.retain_handling
-        if handling == 0 or (handling == _NEW_ONLY and not existed):
+        if (
+            handling == 0
+            or (handling == _NEW_ONLY and not existed)
+            or is_source(request.topic_filter)
+        ):
             with_retained.append(subscription)
     return reasons, texts, with_retained
 
@@ -99,10 +104,12 @@ def _subscribe(
         )
     if not settings.wildcard_subscriptions and has_wildcard(topic_filter):
         raise _Refused("wildcards are not available", Reason.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED)
+    # a queue or stream settles a message with its PUBACK: there is no more to QoS 2
+    qos_max = 1 if is_source(topic_filter) else 2
     subscription = Subscription(
         session,
         topic_filter,
-        min(request.qos, settings.maximum_qos),
+        min(request.qos, settings.maximum_qos, qos_max),
         no_local=request.no_local,
         retain_as_published=request.retain_as_published,
         identifier=identifier,

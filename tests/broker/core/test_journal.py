@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ganglion.broker.core.access import Client
+from ganglion.broker.core.backlog import Waiting
 from ganglion.broker.core.node import Node
 from ganglion.broker.core.sessions import NEVER_EXPIRES, Session
 from ganglion.protocols.mqtt.packets import V311, Puback, Pubcomp, Publish, Pubrec, Pubrel
@@ -27,11 +28,8 @@ FULL = Properties(
 )
 
 
-def _delivery(delivery: Any) -> Any:
-    if delivery is None:
-        return None
-    message, terms, number = delivery
-    group = terms.group
+def _waiting(waiting: Waiting) -> Any:
+    message, terms = waiting.message, waiting.terms
     return (
         message.topic,
         message.payload,
@@ -40,12 +38,13 @@ def _delivery(delivery: Any) -> Any:
         message.properties,
         None if message.expires_at is None else round(message.expires_at, 3),
         (terms.qos, terms.retain, terms.identifiers),
-        None if group is None else (group.name, group.topic_filter),
-        number,
+        waiting.shared,
+        waiting.number,
     )
 
 
 def _session(session: Session) -> dict[str, Any]:
+    assert session.backlog is not None
     return {
         "client": session.client,
         "expiry": session.expiry_s,
@@ -60,17 +59,15 @@ def _session(session: Session) -> dict[str, Any]:
         },
         "cost": session.subscription_cost,
         "on the way": [
-            (packet_id, _delivery(each))
-            for packet_id, each in session.inflight.items()
-            if each is not None
+            (packet_id, each[2]) for packet_id, each in session.inflight.items() if each is not None
         ],
         "released": sorted(
             packet_id for packet_id, each in session.inflight.items() if each is None
         ),
-        "queue": [_delivery(each) for each in session.queue or ()],
-        "bytes": session.queued_bytes,
+        "backlog": [_waiting(each) for each in session.backlog.browse()],
+        "count": session.backlog.count,
+        "bytes": session.backlog.size_bytes,
         "received": sorted(session.received or ()),
-        "number": session.recorded_number if session.queue or session.inflight else None,
     }
 
 

@@ -37,6 +37,10 @@ class FakeSession:
     rank: int = 0
     delivered: list[tuple[Message, Terms]] = field(default_factory=list)
 
+    def is_durable(self) -> bool:
+        """It keeps nothing."""
+        return False
+
     def outlet(self, form: int) -> Outlet | None:
         """Where plain messages of the form go."""
         return self.outlets.get(form)
@@ -94,7 +98,7 @@ TargetView = tuple[str, tuple[Terms, ...], bool, bool, "tuple[object, ...] | Non
 
 
 def _view(target: Target) -> TargetView:
-    name = cast(FakeSession, target.session).name
+    name = cast(FakeSession, target.receiver).name
     terms = tuple(
         Terms(each.qos, each.retain, tuple(sorted(each.identifiers)), each.group)
         for each in target.terms
@@ -225,9 +229,8 @@ class RouterMachine(RuleBasedStateMachine):
             assert view(route) == self.expected(route.topic)
             for form in (0, 1):
                 outlets, others = route.split(form)
-                fresh_outlets, fresh_others = Route(route.topic, route.targets, route.groups).split(
-                    form
-                )
+                fresh = Route(route.topic, route.targets, route.groups, route.bounded)
+                fresh_outlets, fresh_others = fresh.split(form)
                 assert outlets == fresh_outlets
                 assert others == fresh_others
 
@@ -335,7 +338,7 @@ class TestSplit:
         subscribe(router, fakes[3], "t", no_local=True)
         outlets, others = router.route("t").split(0)
         assert outlets == [fakes[0].outlets[0]]
-        assert {cast(FakeSession, each.session).name for each in others} == {
+        assert {cast(FakeSession, each.receiver).name for each in others} == {
             "other form",
             "identifier",
             "no local",

@@ -69,7 +69,14 @@ class Fixture:
         self.journal = Journal(self.store, self.timers, limits, self.statistics, 0.0)
         self.session = Session(Client("c", None, "127.0.0.1", None), self.journal, expiry_s)
         self.session.window = window
+        if expiry_s:
+            self.session.make_durable()
         self.sink = FakeSink()
+
+    def recorded(self) -> list[bytes]:
+        """The payloads that a restart would find, in order."""
+        assert self.session.backlog is not None
+        return [each.message.payload for each in self.session.backlog.browse()]
 
     def connect(self) -> None:
         """A new connection has the session."""
@@ -134,13 +141,14 @@ def test_take_back() -> None:
     fixture = Fixture(expiry_s=60, window=2)
     fixture.connect()
     fixture.deliver(b"a1", b"b1", b"a2", b"b2")
-    taken = fixture.session.take_back(lambda delivery: delivery[0].payload.startswith(b"a"))
-    assert [message.payload for message, _, _ in taken] == [b"a1", b"a2"]
+    taken = fixture.session.take_back(
+        lambda delivery: delivery[0].payload.startswith(b"a"), all_of_it=False
+    )
+    assert [each[0].payload for each in taken] == [b"a1", b"a2"]
     fixture.session.pump()
     assert fixture.payloads() == [b"a1", b"b1", b"b2"]
     fixture.journal.commits.flush()
-    left = [message.payload for _, _, message, _, _ in fixture.journal.read_queued()]
-    assert left == [b"b1", b"b2"]
+    assert fixture.recorded() == [b"b1", b"b2"]
 
 
 def test_released_messages_are_not_given_back() -> None:
@@ -150,7 +158,7 @@ def test_released_messages_are_not_given_back() -> None:
     fixture.deliver(b"x", qos=2)
     packet_id = fixture.sink.sent[0][0]
     assert fixture.session.received_by_client(packet_id)
-    assert fixture.session.take_back(lambda _: True) == []
+    assert fixture.session.take_back(lambda _: True, all_of_it=True) == []
     assert fixture.session.inflight == {packet_id: RELEASED}
     assert fixture.session.completed(packet_id)
 
@@ -265,10 +273,9 @@ class SessionMachine(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         """What was accepted and not delivered is in the session; the figures are right."""
         session = self.fixture.session
-        waiting = [message.payload for message, _, _ in session.queue or ()]
-        assert session.queued_bytes == sum(each[0].size_bytes() for each in session.queue or ())
-        assert len(waiting) <= LIMITS.queued_messages_per_session_max
         on_the_way = [each[0].payload for each in session.inflight.values() if each is not None]
+        waiting = [each for each in self.fixture.recorded() if each not in on_the_way]
+        assert len(waiting) <= LIMITS.queued_messages_per_session_max
         missing = self.expected[len(self.delivered) :]
         assert [each for each in on_the_way + waiting if each in missing] == missing
 
@@ -282,13 +289,14 @@ class SessionMachine(RuleBasedStateMachine):
     @invariant()
     def records_are_those_of_the_session(self) -> None:
         """What is recorded is what is there, and nothing else."""
-        session, journal = self.fixture.session, self.fixture.journal
-        journal.commits.flush()
-        numbers = sorted(number for _, number, _, _, _ in journal.read_queued())
-        there = [each[2] for each in session.inflight.values() if each is not None]
-        there += [each[2] for each in session.queue or ()]
-        assert numbers == sorted(there)
-        assert len(set(numbers)) == len(numbers)
+        session = self.fixture.session
+        self.fixture.journal.commits.flush()
+        on_the_way = [each[2] for each in session.inflight.values() if each is not None]
+        assert session.backlog is not None
+        numbers = [each.number for each in session.backlog.browse()]
+        assert numbers == sorted(set(numbers))
+        assert set(on_the_way) <= set(numbers)
+        assert session.backlog.count == len(numbers)
 
 
 TestAnySession = pytest.mark.slow(SessionMachine.TestCase)

@@ -25,8 +25,8 @@ def core() -> Iterator[Core]:
 def data(tmp_path: Path, core: Core) -> Path:
     """A data directory whose store has two commits."""
     store = open_rocks(tmp_path / "data" / "store", core)
-    commit(store, core, *((Kind.QUEUED, b"%d" % number, b"message") for number in range(30)))
-    commit(store, core, (Kind.RETAINED, b"topic", b"value"), (Kind.QUEUED, b"0", None))
+    commit(store, core, *((Kind.BACKLOG, b"%d" % number, b"message") for number in range(30)))
+    commit(store, core, (Kind.RETAINED, b"topic", b"value"), (Kind.BACKLOG, b"0", None))
     store.close()
     return tmp_path / "data"
 
@@ -81,7 +81,7 @@ def test_verify_and_rescue_of_a_damaged_store(data: Path, tmp_path: Path, core: 
         assert "damaged: queued b'1': the checksum does not fit" in result.stdout.splitlines()
     store = open_rocks(tmp_path / "saved" / "store", core)
     assert len(contents(store)) == 29
-    assert (Kind.QUEUED, b"1") not in contents(store)
+    assert (Kind.BACKLOG, b"1") not in contents(store)
     store.close()
     code, message = failure("store", "rescue", tmp_path / "saved", "--data", data)
     assert (code, "already" in message) == (1, True)

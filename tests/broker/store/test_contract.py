@@ -45,8 +45,8 @@ def test_an_empty_store_has_nothing(store: Store) -> None:
 def test_records_come_back_in_order_of_their_keys(store: Store, core: Core) -> None:
     """A scan is ordered by the bytes of the keys, whatever the order of writing was."""
     keys = [b"b", b"", b"a\0", b"a", b"\xff", b"a\0\0", b"ab"]
-    commit(store, core, *((Kind.QUEUED, key, b"value of " + key) for key in keys))
-    found = list(store.scan(Kind.QUEUED))
+    commit(store, core, *((Kind.BACKLOG, key, b"value of " + key) for key in keys))
+    found = list(store.scan(Kind.BACKLOG))
     assert found == [(key, b"value of " + key) for key in sorted(keys)]
 
 
@@ -64,9 +64,9 @@ def test_a_record_can_be_asked_for(store: Store, core: Core) -> None:
 def test_kinds_are_apart(store: Store, core: Core) -> None:
     """The same key in each kind is a record of its own."""
     commit(store, core, *((kind, b"k", kind.name.encode()) for kind in Kind))
-    commit(store, core, (Kind.QUEUED, b"k", None))
+    commit(store, core, (Kind.BACKLOG, b"k", None))
     for kind in Kind:
-        expected = [] if kind is Kind.QUEUED else [(b"k", kind.name.encode())]
+        expected = [] if kind is Kind.BACKLOG else [(b"k", kind.name.encode())]
         assert list(store.scan(kind)) == expected
 
 
@@ -127,15 +127,15 @@ def test_batches_complete_in_order(store: Store, core: Core) -> None:
 
 def test_a_scan_begun_before_a_commit_can_be_finished(store: Store, core: Core) -> None:
     """A scan shows the moment of its call; recovery may write while it reads."""
-    commit(store, core, *((Kind.QUEUED, b"%d" % number, b"") for number in range(5)))
-    scan = store.scan(Kind.QUEUED)
-    commit(store, core, (Kind.QUEUED, b"9", b""))
+    commit(store, core, *((Kind.BACKLOG, b"%d" % number, b"") for number in range(5)))
+    scan = store.scan(Kind.BACKLOG)
+    commit(store, core, (Kind.BACKLOG, b"9", b""))
     found: list[bytes] = []
     for key, _ in scan:
-        commit(store, core, (Kind.QUEUED, key, None), (Kind.QUEUED, key + b"x", b""))
+        commit(store, core, (Kind.BACKLOG, key, None), (Kind.BACKLOG, key + b"x", b""))
         found.append(key)
     assert found == [b"0", b"1", b"2", b"3", b"4"]
-    assert len(list(store.scan(Kind.QUEUED))) == 6
+    assert len(list(store.scan(Kind.BACKLOG))) == 6
 
 
 def test_statistics(store: Store, core: Core) -> None:
@@ -145,12 +145,12 @@ def test_statistics(store: Store, core: Core) -> None:
     assert before.epoch == 1
     assert not before.is_full
     assert not store.is_full
-    commit(store, core, (Kind.QUEUED, b"a", bytes(100_000)), (Kind.QUEUED, b"b", b""))
+    commit(store, core, (Kind.BACKLOG, b"a", bytes(100_000)), (Kind.BACKLOG, b"b", b""))
     commit(store, core, (Kind.SESSION, b"c", b""))
     commit(store, core)
     after = store.statistics()
     assert after.commit_number == 3
-    assert after.records == {kind: {Kind.QUEUED: 2, Kind.SESSION: 1}.get(kind, 0) for kind in Kind}
+    assert after.records == {kind: {Kind.BACKLOG: 2, Kind.SESSION: 1}.get(kind, 0) for kind in Kind}
     assert after.size_bytes >= before.size_bytes + 50_000
     assert after.damaged == 0
 
@@ -169,7 +169,7 @@ def test_close_finishes_what_is_under_way(store: Store, core: Core) -> None:
 
 
 changes = st.tuples(
-    st.sampled_from([Kind.QUEUED, Kind.RETAINED]),
+    st.sampled_from([Kind.BACKLOG, Kind.RETAINED]),
     st.binary(max_size=2),
     st.one_of(st.none(), st.binary(max_size=3)),
 )
@@ -192,7 +192,7 @@ def test_like_a_dict(name: str, batches: list[list[Change]]) -> None:
                     model.pop((kind, key), None)
                 else:
                     model[kind, key] = value
-        for kind in (Kind.QUEUED, Kind.RETAINED):
+        for kind in (Kind.BACKLOG, Kind.RETAINED):
             expected = sorted((key, value) for (of, key), value in model.items() if of is kind)
             assert list(store.scan(kind)) == expected
         store.close()

@@ -20,7 +20,7 @@ def log(tmp_path: Path) -> Iterator[Path]:
     core = Core()
     store = open_rocks(tmp_path / "store", core)
     for number, size in enumerate(SIZES):
-        commit(store, core, (Kind.QUEUED, b"%d" % number, random.Random(number).randbytes(size)))
+        commit(store, core, (Kind.BACKLOG, b"%d" % number, random.Random(number).randbytes(size)))
     (path,) = (tmp_path / "store" / "records").glob("*.log")
     copy = tmp_path / path.name
     copy.write_bytes(path.read_bytes())

@@ -58,8 +58,8 @@ def store(directory: Path, core: Core) -> Iterator[RocksStore]:
 def records_of(batch: int) -> list[Change]:
     """What batch `batch` writes: records of several kinds, one replaced, one deleted later on."""
     return [
-        (Kind.QUEUED, b"client\0%06d" % batch, b"message %d " % batch * 20),
-        (Kind.QUEUED, b"client\0%06d" % (batch - 5), None),
+        (Kind.BACKLOG, b"client\0%06d" % batch, b"message %d " % batch * 20),
+        (Kind.BACKLOG, b"client\0%06d" % (batch - 5), None),
         (Kind.RETAINED, b"topic/%d" % (batch % 40), b"value %d " % batch * 10),
         (Kind.SESSION, b"client", b"%d" % batch),
     ]
@@ -305,13 +305,13 @@ def test_a_record_that_does_not_fit_its_checksum(store: RocksStore, core: Core) 
     """It is left out of a scan, reported with kind and key, counted, and refused by `get`."""
     commit(store, core, *((Kind.RETAINED, key, b"value") for key in (b"a", b"b", b"c")))
     spoil(store, Kind.RETAINED, b"b", b"\0\0\0\0other")
-    spoil(store, Kind.QUEUED, b"short", b"\0")
+    spoil(store, Kind.BACKLOG, b"short", b"\0")
     assert list(store.scan(Kind.RETAINED)) == [(b"a", b"value"), (b"c", b"value")]
     assert [(each.kind, each.key) for each in core.damages] == [(Kind.RETAINED, b"b")]
     with pytest.raises(RecordDamaged, match="RETAINED b'b'"):
         store.get(Kind.RETAINED, b"b")
-    with pytest.raises(RecordDamaged, match="QUEUED b'short'"):
-        store.get(Kind.QUEUED, b"short")
+    with pytest.raises(RecordDamaged, match="BACKLOG b'short'"):
+        store.get(Kind.BACKLOG, b"short")
     assert store.get(Kind.RETAINED, b"a") == b"value"
     assert store.statistics().damaged == 3
 
@@ -322,30 +322,30 @@ def test_a_record_of_another_key_or_kind_does_not_fit(store: RocksStore, core: C
     framed = store._families[Kind.RETAINED].get(b"a")
     assert isinstance(framed, bytes)
     spoil(store, Kind.RETAINED, b"b", framed)
-    spoil(store, Kind.QUEUED, b"a", framed)
+    spoil(store, Kind.BACKLOG, b"a", framed)
     with pytest.raises(RecordDamaged):
         store.get(Kind.RETAINED, b"b")
     with pytest.raises(RecordDamaged):
-        store.get(Kind.QUEUED, b"a")
+        store.get(Kind.BACKLOG, b"a")
 
 
 def test_verify_lists_all_damage(store: RocksStore, core: Core) -> None:
     """`verify` counts the good records of each kind and lists the others, each once per call."""
-    commit(store, core, *((Kind.QUEUED, b"%d" % number, b"") for number in range(50)))
-    assert store.verify() == ({kind: 50 * (kind is Kind.QUEUED) for kind in Kind}, [])
-    spoil(store, Kind.QUEUED, b"7", b"\0\0\0\0")
+    commit(store, core, *((Kind.BACKLOG, b"%d" % number, b"") for number in range(50)))
+    assert store.verify() == ({kind: 50 * (kind is Kind.BACKLOG) for kind in Kind}, [])
+    spoil(store, Kind.BACKLOG, b"7", b"\0\0\0\0")
     spoil(store, Kind.SESSION, b"s", b"")
     for _ in range(2):
         counts, damages = store.verify()
-        assert counts[Kind.QUEUED] == 49
+        assert counts[Kind.BACKLOG] == 49
         what = "the checksum does not fit"
-        assert damages == [Damage(Kind.SESSION, b"s", what), Damage(Kind.QUEUED, b"7", what)]
+        assert damages == [Damage(Kind.SESSION, b"s", what), Damage(Kind.BACKLOG, b"7", what)]
 
 
 def damaged_block(directory: Path, core: Core, damage: Callable[[bytearray], None]) -> None:
     """A closed store with 2,000 queued messages in one file, which `damage` is then done to."""
     store = open_rocks(directory, core)
-    commit(store, core, *((Kind.QUEUED, b"%05d" % n, b"message %05d" % n) for n in range(2000)))
+    commit(store, core, *((Kind.BACKLOG, b"%05d" % n, b"message %05d" % n) for n in range(2000)))
     store.close()
     path = max((directory / "records").glob("*.sst"), key=lambda each: each.stat().st_size)
     data = bytearray(path.read_bytes())
@@ -361,13 +361,13 @@ def test_the_rest_of_a_damaged_block_is_read(directory: Path, core: Core) -> Non
 
     damaged_block(directory, core, damage)
     store = open_rocks(directory, core)
-    found = dict(store.scan(Kind.QUEUED))
+    found = dict(store.scan(Kind.BACKLOG))
     assert sorted(found) == [b"%05d" % n for n in range(2000) if n != 1234]
     assert all(value == b"message " + key for key, value in found.items())
-    assert (Kind.QUEUED, b"01234") in [(each.kind, each.key) for each in core.damages]
+    assert (Kind.BACKLOG, b"01234") in [(each.kind, each.key) for each in core.damages]
     with pytest.raises(RecordDamaged, match="01234"):
-        store.get(Kind.QUEUED, b"01234")
-    assert store.get(Kind.QUEUED, b"00001") == b"message 00001"
+        store.get(Kind.BACKLOG, b"01234")
+    assert store.get(Kind.BACKLOG, b"00001") == b"message 00001"
     store.close()
 
 
@@ -380,7 +380,7 @@ def test_what_lies_behind_a_broken_block_is_read(directory: Path, core: Core) ->
 
     damaged_block(directory, core, damage)
     store = open_rocks(directory, core)
-    found = dict(store.scan(Kind.QUEUED))
+    found = dict(store.scan(Kind.BACKLOG))
     assert 1750 < len(found) < 1999
     assert {b"00000", b"01999", b"01100", b"01500"} <= set(found)
     assert all(value == b"message " + key for key, value in found.items())
@@ -396,8 +396,8 @@ def test_rescue_saves_what_is_good(tmp_path: Path, core: Core) -> None:
 
     damaged_block(tmp_path / "store", core, damage)
     counts, damages = rescue(tmp_path / "store", tmp_path / "saved")
-    assert counts == {kind: 1999 * (kind is Kind.QUEUED) for kind in Kind}
-    assert (Kind.QUEUED, b"01234") in [(each.kind, each.key) for each in damages]
+    assert counts == {kind: 1999 * (kind is Kind.BACKLOG) for kind in Kind}
+    assert (Kind.BACKLOG, b"01234") in [(each.kind, each.key) for each in damages]
     store = open_rocks(tmp_path / "saved", core)
     assert store.verify() == (counts, [])
     store.close()
@@ -423,7 +423,7 @@ def test_rescue_reads_around_damage_in_the_log(tmp_path: Path, core: Core) -> No
     assert sum(counts.values()) == len(found)
     assert model.items() <= found.items()
     # deletions were lost as well: what they deleted is there again
-    assert {key for kind, key in found.keys() - model.keys() if kind is not Kind.QUEUED} == set()
+    assert {key for kind, key in found.keys() - model.keys() if kind is not Kind.BACKLOG} == set()
     store.close()
 
 
@@ -554,10 +554,10 @@ def test_compaction_gives_room_back(store: RocksStore, core: Core) -> None:
     """After `compact`, deleted records take no room; the others are all there."""
     keys = [b"%d" % number for number in range(300)]
     commit(store, core, (Kind.RETAINED, b"stays", b"value"))
-    commit(store, core, *((Kind.QUEUED, key, os.urandom(10_000)) for key in keys))
-    commit(store, core, *((Kind.QUEUED, key, None) for key in keys))
+    commit(store, core, *((Kind.BACKLOG, key, os.urandom(10_000)) for key in keys))
+    commit(store, core, *((Kind.BACKLOG, key, None) for key in keys))
     store.compact()
-    live = store._families[Kind.QUEUED].property_int_value("rocksdb.total-sst-files-size")
+    live = store._families[Kind.BACKLOG].property_int_value("rocksdb.total-sst-files-size")
     assert live == 0
     assert contents(store) == {(Kind.RETAINED, b"stays"): b"value"}
 
@@ -687,7 +687,7 @@ def test_a_full_disk_is_waited_for(small_disk: Path, core: Core, size_bytes: int
     def give() -> None:
         nonlocal given
         batch = store.batch()
-        batch.put(Kind.QUEUED, b"%06d" % given, random.Random(given).randbytes(size_bytes))
+        batch.put(Kind.BACKLOG, b"%06d" % given, random.Random(given).randbytes(size_bytes))
         store.commit(batch, lambda number=given: done.append(number))  # type: ignore[misc]  # binds
         given += 1
 
@@ -708,7 +708,7 @@ def test_a_full_disk_is_waited_for(small_disk: Path, core: Core, size_bytes: int
     assert core.fatal == []
     store.close()
     store = open_rocks(small_disk / "store", core)
-    found = dict(store.scan(Kind.QUEUED))
+    found = dict(store.scan(Kind.BACKLOG))
     assert found == {b"%06d" % n: random.Random(n).randbytes(size_bytes) for n in range(given)}
     store.close()
 
@@ -722,7 +722,7 @@ def test_a_full_disk_does_not_keep_a_store_open(small_disk: Path, core: Core) ->
     done: list[int] = []
     for number in range(40):
         batch = store.batch()
-        batch.put(Kind.QUEUED, b"%06d" % number, random.Random(number).randbytes(1_000_000))
+        batch.put(Kind.BACKLOG, b"%06d" % number, random.Random(number).randbytes(1_000_000))
         store.commit(batch, lambda n=number: done.append(n))  # type: ignore[misc]  # binds n
     until(lambda: store.is_full, what="the disk is full")
     store.close()
@@ -730,5 +730,5 @@ def test_a_full_disk_does_not_keep_a_store_open(small_disk: Path, core: Core) ->
     assert 0 < len(done) < 40
     ballast.unlink()
     store = open_rocks(small_disk / "store", core)
-    assert [int(key) for key, _ in store.scan(Kind.QUEUED)] == done
+    assert [int(key) for key, _ in store.scan(Kind.BACKLOG)] == done
     store.close()

@@ -8,6 +8,7 @@ commits, and closed connections are told that they are gone.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -75,7 +76,7 @@ class RecordingStore(MemoryStore):
     def copy(self) -> "RecordingStore":
         """A store with the same committed records, as after a crash."""
         other = RecordingStore()
-        other._records = {kind: dict(records) for kind, records in self._records.items()}
+        other._records = deepcopy(self._records)
         return other
 
     def record_count(self) -> int:

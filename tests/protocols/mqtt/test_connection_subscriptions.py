@@ -240,7 +240,8 @@ class TestShared:
         assert len(here.messages()) == 5
         here.cut()
         group.publish(4)
-        waiting = [len(session.queue or ()) for session in group.link.node.sessions.values()]
+        backlogs = [session.backlog for session in group.link.node.sessions.values()]
+        waiting = [0 if backlog is None else backlog.count for backlog in backlogs]
         assert sum(waiting) == 4
 
     def test_nobody_is_there(self) -> None:

@@ -1,0 +1,167 @@
+"""How messages are written in the store.
+
+A single message (`encode_message`) is a msgpack array. Messages that wait in a backlog come by the
+batch and are written by columns (`encode_entries`): one call packs a thousand of them, and what all
+have in common (the topic, mostly) is written once. Times are Unix times, since the monotonic clock
+does not survive a restart: `wall_clock_offset_s` is what to add to the latter.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgpack
+
+from ganglion.broker.core.message import PLAIN_TERMS, Message, MessageProperties, Terms
+
+__all__ = ["Entry", "decode_entries", "decode_message", "encode_entries", "encode_message"]
+
+Entry = tuple[Message, Terms]
+"""A message that waits, and on what terms it is to be delivered."""
+
+_pack: Callable[[object], bytes] = msgpack.Packer().pack  # a Packer each time would cost 1 µs
+_RETAIN = 4  # beside the QoS in the flags of a message
+
+
+def _properties_record(properties: MessageProperties | None) -> list[Any] | None:
+    if properties is None:
+        return None
+    return [
+        properties.payload_is_text,
+        properties.content_type,
+        properties.response_topic,
+        properties.correlation_data,
+        properties.user_properties,
+        properties.key,
+        properties.message_id,
+        properties.priority,
+        properties.delay_s,
+    ]
+
+
+def _properties(record: list[Any] | None) -> MessageProperties | None:
+    if record is None:
+        return None
+    return MessageProperties(
+        payload_is_text=record[0],
+        content_type=record[1],
+        response_topic=record[2],
+        correlation_data=record[3],
+        user_properties=tuple((name, value) for name, value in record[4]),
+        key=record[5],
+        message_id=record[6],
+        priority=record[7],
+        delay_s=record[8],
+    )
+
+
+def encode_message(message: Message, wall_clock_offset_s: float) -> bytes:
+    """The message as it is stored by itself."""
+    expires_at = message.expires_at
+    return _pack(
+        (
+            message.topic,
+            message.payload,
+            message.qos | _RETAIN * message.retain,
+            None if expires_at is None else expires_at + wall_clock_offset_s,
+            _properties_record(message.properties),
+        )
+    )
+
+
+def decode_message(record: bytes, wall_clock_offset_s: float) -> Message:
+    """Back from `encode_message`."""
+    topic, payload, flags, expires, properties = msgpack.unpackb(record)
+    expires_at = None if expires is None else expires - wall_clock_offset_s
+    return Message(topic, payload, flags & 3, flags >= _RETAIN, _properties(properties), expires_at)
+
+
+def encode_entries(entries: Sequence[Entry], time_s: float, wall_clock_offset_s: float) -> bytes:
+    """Messages that wait in one backlog, by columns: time, topics, payloads, the rest.
+
+    A column whose values are all equal is one value instead of a list. A message that is stored
+    once for several backlogs stands there as its number in place of topic and payload.
+    """
+    messages = [entry[0] for entry in entries]
+    topic = messages[0].topic
+    topics: str | list[str] = topic
+    payloads: list[bytes | int] = []
+    rests: list[Any] = []
+    for message, terms in entries:
+        if message.topic != topic:
+            topics = [each.topic for each in messages]
+        shared = message.shared
+        payloads.append(message.payload if shared is None else shared.number)
+        # what is true of nearly every message is written as one small number
+        flags = message.qos | _RETAIN * message.retain
+        plain = terms is PLAIN_TERMS[1] and message.properties is None
+        if plain and message.expires_at is None:
+            rests.append(flags)
+        elif shared is not None:
+            rests.append((flags, None, None, _terms_record(terms)))
+        else:
+            expires_at = message.expires_at
+            rests.append(
+                (
+                    flags,
+                    None if expires_at is None else expires_at + wall_clock_offset_s,
+                    _properties_record(message.properties),
+                    _terms_record(terms),
+                )
+            )
+    first = rests[0]
+    same = type(first) is int and rests.count(first) == len(rests)
+    return _pack((time_s, topics, payloads, first if same else rests))
+
+
+def decode_entries(
+    value: bytes, wall_clock_offset_s: float, shared: Callable[[int], Message | None]
+) -> tuple[float, list[tuple[Message | None, Terms, str | None]]]:
+    """Back from `encode_entries`: the time, and message, terms and shared subscription of each.
+
+    `shared` finds a message that is stored by itself; an entry whose message it does not find has
+    None.
+    """
+    time_s, topics, payloads, rests = msgpack.unpackb(value)
+    many_topics = type(topics) is list
+    one_rest = type(rests) is int
+    plain = PLAIN_TERMS[1]
+    entries: list[tuple[Message | None, Terms, str | None]] = []
+    for index, payload in enumerate(payloads):
+        rest = rests if one_rest else rests[index]
+        terms, group = plain, None
+        message: Message | None
+        if type(rest) is int:
+            expires = properties = None
+            flags = rest
+        else:
+            flags, expires, properties, terms_record = rest
+            if terms_record is not None:
+                terms, group = _terms(terms_record)
+        if type(payload) is int:
+            message = shared(payload)
+        else:
+            message = Message(
+                topics[index] if many_topics else topics,
+                payload,
+                flags & 3,
+                flags >= _RETAIN,
+                None if properties is None else _properties(properties),
+                None if expires is None else expires - wall_clock_offset_s,
+            )
+        entries.append((message, terms, group))
+    return time_s, entries
+
+
+def _terms_record(terms: Terms) -> tuple[Any, ...] | None:
+    if terms is PLAIN_TERMS[1]:
+        return None
+    group = terms.group
+    name = None if group is None else f"$share/{group.name}/{group.topic_filter}"
+    return (terms.qos, terms.retain, terms.identifiers, name)
+
+
+def _terms(record: list[Any]) -> tuple[Terms, str | None]:
+    qos, retain, identifiers, group = record
+    if not retain and not identifiers:
+        return PLAIN_TERMS[qos], group
+    return Terms(qos, retain, tuple(identifiers)), group
