@@ -409,6 +409,7 @@ class RocksStore:
             any(records.glob("*.sst")) or any(log.stat().st_size for log in logs)
         ):
             raise self._damage("the file CURRENT is missing")
+        self._check_manifests(records, logs)
         mended = False
         if not all(ends_cleanly(log) for log in logs):
             mended = self._mend(logs)
@@ -426,6 +427,19 @@ class RocksStore:
             if _CORRUPT in message:
                 raise self._damage(message) from error
             raise StoreError(f"cannot open the store in {self.directory}: {message}") from error
+
+    def _check_manifests(self, records: Path, logs: list[Path]) -> None:
+        """Look at the end of the lists of sorted files, which have the form of a log.
+
+        RocksDB takes a damaged end for a torn one, forgets what it said, and removes the sorted
+        files that it does not know. It is torn only while what it lists is in the log as well.
+        """
+        for manifest in records.glob("MANIFEST-*"):
+            if ends_cleanly(manifest) or (tear := find_tear(manifest)) is None:
+                continue
+            if not tear.is_last or not any(log.stat().st_size for log in logs):
+                raise self._damage(f"{tear.path.name} cannot be read at byte {tear.offset}")
+            self._note(None, b"", _describe(tear))
 
     def _mend(self, logs: list[Path]) -> bool:
         """Cut the torn batch off the end of the last log; whether there was one.
@@ -549,14 +563,15 @@ class _Reading:
         self._start, self._stop, self._backwards = start, stop, backwards
         # An iterator is a view of one moment. (A `Snapshot` of rocksdict 0.3.29 is not.)
         options = self._options(verify=True)
-        items = family.items(backwards=backwards, read_opt=options)
+        # It heeds an upper bound, and a lower one only when it begins there.
+        items = family.items(
+            backwards=backwards, from_key=None if backwards else start, read_opt=options
+        )
         self._items = cast("Iterator[tuple[bytes, bytes]]", items)
         self._end = family.iter(options)
 
     def _options(self, *, verify: bool) -> ReadOptions:
         options = _read_options(verify=verify)
-        if self._start:
-            options.set_iterate_lower_bound(self._start)
         if self._stop is not None:
             options.set_iterate_upper_bound(self._stop)
         return options
@@ -566,6 +581,8 @@ class _Reading:
         seed, pack = self._seed, _CRC.pack
         last: bytes | None = None
         for last, framed in self._items:
+            if last < self._start:  # backwards
+                return
             value = framed[_CRC_SIZE:]
             if framed[:_CRC_SIZE] == pack(crc32(value, crc32(last, seed))):
                 yield last, value
@@ -579,7 +596,7 @@ class _Reading:
                 if self._end.valid():
                     self._end.prev()
         else:
-            _seek_behind(self._end, last)
+            _seek_behind(self._end, last, self._start)
         what = _status(self._end)
         if what is not None:
             self._note(last or b"", what)
@@ -590,7 +607,7 @@ class _Reading:
         """The same without RocksDB's checksums: slower."""
         options = self._options(verify=False)
         iterator = self._family.iter(options)
-        _seek_behind(iterator, last)
+        _seek_behind(iterator, last, self._start)
         while True:
             while iterator.valid():
                 key, framed = cast("tuple[bytes, bytes]", (iterator.key(), iterator.value()))
@@ -744,10 +761,10 @@ def _read_options(*, verify: bool) -> ReadOptions:
     return options
 
 
-def _seek_behind(iterator: RdictIter, key: bytes | None) -> None:
-    """Go to the first record behind `key`, or to the first of all."""
+def _seek_behind(iterator: RdictIter, key: bytes | None, start: bytes) -> None:
+    """Go to the first record behind `key`, or to the first from `start` on."""
     if key is None:
-        iterator.seek_to_first()
+        iterator.seek(start)
         return
     iterator.seek(key)
     if iterator.valid() and iterator.key() == key:
@@ -772,7 +789,7 @@ def _status(iterator: RdictIter) -> str | None:
 def _describe(tear: Tear) -> str:
     return (
         f"the last {tear.size_bytes} bytes of {tear.path.name} are torn and were cut off: "
-        "a commit that was being written when the machine stopped"
+        "it was being written when the machine stopped"
     )
 
 

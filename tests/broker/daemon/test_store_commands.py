@@ -63,7 +63,7 @@ def test_verify_of_a_good_store(data: Path) -> None:
     result = run("store", "verify", "--data", data)
     assert not result.return_value
     lines = result.stdout.splitlines()
-    assert "queued: 29 good records" in lines
+    assert "backlog: 29 good records" in lines
     assert lines[-1] == "Every checksum fits."
 
 
@@ -78,7 +78,7 @@ def test_verify_and_rescue_of_a_damaged_store(data: Path, tmp_path: Path, core: 
     for command in (["verify"], ["rescue", tmp_path / "saved"]):
         result = run("store", *command, "--data", data)
         assert result.return_value == 1 or result.exit_code == 1
-        assert "damaged: queued b'1': the checksum does not fit" in result.stdout.splitlines()
+        assert "damaged: backlog b'1': the checksum does not fit" in result.stdout.splitlines()
     store = open_rocks(tmp_path / "saved" / "store", core)
     assert len(contents(store)) == 29
     assert (Kind.BACKLOG, b"1") not in contents(store)

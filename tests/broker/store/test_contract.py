@@ -196,3 +196,36 @@ def test_like_a_dict(name: str, batches: list[list[Change]]) -> None:
             expected = sorted((key, value) for (of, key), value in model.items() if of is kind)
             assert list(store.scan(kind)) == expected
         store.close()
+
+
+def test_a_scan_has_bounds(store: Store, core: Core) -> None:
+    """`start` is the first key that may be found, `stop` is beyond them, in both directions."""
+    keys = [b"a\0\1", b"a\0\2", b"b", b"b\0", b"c"]
+    commit(store, core, *((Kind.BACKLOG, key, b"v" + key) for key in keys))
+    for start in (b"", *keys, b"a", b"bb", b"d"):
+        for stop in (None, *keys, b"bb", b"d"):
+            within = [key for key in keys if start <= key and (stop is None or key < stop)]
+            found = [key for key, _ in store.scan(Kind.BACKLOG, start, stop)]
+            assert found == within, (start, stop)
+            backwards = store.scan(Kind.BACKLOG, start, stop, backwards=True)
+            assert [key for key, _ in backwards] == within[::-1], (start, stop)
+
+
+def test_a_range_is_deleted(store: Store, core: Core) -> None:
+    """Everything from the start up to the stop goes, and what the batch puts there later stays."""
+    keys = [b"%03d" % number for number in range(200)]
+    commit(
+        store, core, *((Kind.BACKLOG, key, b"") for key in keys), (Kind.RETAINED, b"100", b"other")
+    )
+    batch = store.batch()
+    batch.put(Kind.BACKLOG, b"050", b"before")
+    batch.delete_range(Kind.BACKLOG, b"010", b"190")
+    batch.put(Kind.BACKLOG, b"100", b"after")
+    done: list[bool] = []
+    store.commit(batch, lambda: done.append(True))
+    core.wait(lambda: done)
+    left = [key for key, _ in store.scan(Kind.BACKLOG)]
+    assert left == [*keys[:10], b"100", *keys[190:]]
+    assert store.get(Kind.BACKLOG, b"050") is None
+    assert store.get(Kind.BACKLOG, b"100") == b"after"
+    assert store.get(Kind.RETAINED, b"100") == b"other"
