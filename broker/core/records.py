@@ -81,14 +81,10 @@ def encode_entries(entries: Sequence[Entry], time_s: float, wall_clock_offset_s:
     A column whose values are all equal is one value instead of a list. A message that is stored
     once for several backlogs stands there as its number in place of topic and payload.
     """
-    messages = [entry[0] for entry in entries]
-    topic = messages[0].topic
-    topics: str | list[str] = topic
+    topics = [entry[0].topic for entry in entries]
     payloads: list[bytes | int] = []
     rests: list[Any] = []
     for message, terms in entries:
-        if message.topic != topic:
-            topics = [each.topic for each in messages]
         shared = message.shared
         payloads.append(message.payload if shared is None else shared.number)
         # what is true of nearly every message is written as one small number
@@ -108,9 +104,17 @@ def encode_entries(entries: Sequence[Entry], time_s: float, wall_clock_offset_s:
                     _terms_record(terms),
                 )
             )
-    first = rests[0]
-    same = type(first) is int and rests.count(first) == len(rests)
-    return _pack((time_s, topics, payloads, first if same else rests))
+    count = len(entries)
+    one_topic = topics.count(topics[0]) == count
+    one_rest = type(rests[0]) is int and rests.count(rests[0]) == count
+    return _pack(
+        (
+            time_s,
+            topics[0] if one_topic else topics,
+            payloads,
+            rests[0] if one_rest else rests,
+        )
+    )
 
 
 def decode_entries(
