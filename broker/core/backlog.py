@@ -210,10 +210,13 @@ class Backlog:
         """Put the message at the end; it can be taken after the commit. Its number."""
         self._opened.append((message, terms))
         message.durable = True
+        size_bytes = message.size_bytes()
         self.count += 1
-        self.size_bytes += message.size_bytes()
+        self.size_bytes += size_bytes
+        shelf = self.shelf
+        shelf.commits.waiting_bytes += size_bytes
         if message.shared is not None:
-            self.shelf.payloads.use(message)
+            shelf.payloads.use(message)
         number = self._next_number
         self._next_number += 1
         if not self._is_noted:
@@ -236,6 +239,18 @@ class Backlog:
         self._window_bytes -= len(delivery[0].payload)
         self._taken += 1
         return delivery
+
+    def take_many(self, count: int) -> list[Delivery]:
+        """The next messages, up to so many, as `take` gives them one by one."""
+        window = self._window
+        if len(window) < _WINDOW_MESSAGES // 2 and self._loaded_to < self._recorded_to:
+            self._load()
+        count = min(count, len(window))
+        popleft = window.popleft
+        taken = [popleft() for _ in range(count)]
+        self._taken += count
+        self._window_bytes -= sum([len(delivery[0].payload) for delivery in taken])
+        return taken
 
     def peek(self) -> Delivery | None:
         """What `take` would return."""

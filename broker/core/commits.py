@@ -27,11 +27,19 @@ class Commits:
     def __init__(self, store: Store) -> None:
         self.number = 1
         """Counts the open batch: what is recorded while it is the same is committed together."""
+        self.waiting_bytes = 0
+        """What messages were recorded that are not durable yet, about, in bytes."""
+        self._under_way_bytes = 0
         self._store = store
         self._batch: Batch | None = None
         self._writers: list[Callable[[], None]] = []
         self._effects: list[Callable[[], None]] = []
         self._under_way: list[Callable[[], None]] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything was recorded since the last flush."""
+        return self._batch is not None or bool(self._writers)
 
     def put(self, kind: Kind, key: bytes, value: bytes) -> None:
         """Record that this is the value of `key` from now on."""
@@ -60,7 +68,7 @@ class Commits:
 
     def after_commit(self, effect: Callable[[], None]) -> None:
         """Run `effect` once everything recorded so far is durable: at once if it is already."""
-        if self._batch is not None or self._writers:
+        if self.is_open:
             self._effects.append(effect)
         elif self._under_way is not None:
             self._under_way.append(effect)
@@ -76,6 +84,7 @@ class Commits:
             batch, self._batch = self._batch, None
             self._under_way, self._effects = self._effects, []
             self.number += 1
+            self._under_way_bytes = self.waiting_bytes
             if batch is None:  # the writers found that nothing had changed in the end
                 self._committed()
             else:
@@ -91,5 +100,7 @@ class Commits:
             except Exception as error:  # noqa: BLE001 - the others are owed to other clients
                 fault = fault or error
         self._under_way = None
+        self.waiting_bytes -= self._under_way_bytes
+        self._under_way_bytes = 0
         if fault is not None:
             raise fault

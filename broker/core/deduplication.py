@@ -29,8 +29,8 @@ class Deduplication:
         "_next_number",
         "_offset_s",
         "_seen",
-        "_times",
         "_timers",
+        "_times",
     )
 
     def __init__(

@@ -19,6 +19,7 @@ from ganglion.broker.core.message import Delivery, Message
 from ganglion.broker.core.records import decode_message, encode_message
 from ganglion.broker.core.retained import Retained
 from ganglion.broker.core.router import Subscription
+from ganglion.broker.core.sessions import Will
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.timers import Timers
 from ganglion.broker.store import Kind, Store
@@ -68,6 +69,7 @@ class Journal:
         name = session.client.client_id.encode()
         delete = self.commits.delete
         delete(Kind.SESSION, name)
+        delete(Kind.WILL, name)
         prefix = name + _END_OF_CLIENT_ID
         for topic_filter in session.subscriptions:
             delete(Kind.SUBSCRIPTION, prefix + topic_filter.encode())
@@ -75,6 +77,21 @@ class Journal:
             delete(Kind.IN_FLIGHT, prefix + _PACKET_ID.pack(packet_id))
         for packet_id in session.received or ():
             delete(Kind.RECEIVED, prefix + _PACKET_ID.pack(packet_id))
+
+    def put_will(self, session: "Session", send_at: float | None) -> None:
+        """Record the session's will, to be sent at `send_at`, None while it is connected.
+
+        Without a will: that there is none.
+        """
+        name = session.client.client_id.encode()
+        will = session.will
+        if will is None:
+            self.commits.delete(Kind.WILL, name)
+            return
+        sent = None if send_at is None else send_at + self._offset_s
+        message = encode_message(will.message, self._offset_s)
+        value = msgpack.packb([message, will.delay_s, will.expiry_s, sent])
+        self.commits.put(Kind.WILL, name, value)
 
     def put_subscription(self, subscription: Subscription) -> None:
         """Record the subscription of a durable session."""
@@ -160,6 +177,13 @@ class Journal:
             client = Client(key.decode(), user, address, certificate)
             ends_at = None if ends is None else ends - self._offset_s
             yield client, expiry_s, ends_at, backlog
+
+    def read_wills(self) -> Iterator[tuple[str, Will, float | None]]:
+        """Every recorded will: client identifier, will, when it is to be sent (monotonic)."""
+        for key, value in self._store.scan(Kind.WILL):
+            message, delay_s, expiry_s, sent = msgpack.unpackb(value)
+            will = Will(decode_message(message, self._offset_s), delay_s, expiry_s)
+            yield key.decode(), will, None if sent is None else sent - self._offset_s
 
     def read_subscriptions(self) -> Iterator[tuple[str, str, list[int]]]:
         """Every recorded subscription: client identifier, filter, its options in order."""

@@ -86,6 +86,12 @@ class Limits:
     receive_bytes_per_s_max: int = _limit(
         0, 0, _NO_END, "a faster client is not read until its second is over; 0: no limit"
     )
+    uncommitted_bytes_max: int = _limit(
+        32 * _MIB,
+        64 * 1024,
+        _NO_END,
+        "bytes of messages on their way to the disk; over it their publishers are not read",
+    )
     keep_alive_max_s: int = _limit(
         0, 0, 65_535, "MQTT 5 clients are told to keep alive at least this often; 0: no cap"
     )

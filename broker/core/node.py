@@ -7,6 +7,7 @@ them back as the `Sink` of a session. What time it is, its `Timers` say; when a 
 
 from collections import deque
 from collections.abc import Container
+from dataclasses import fields
 from functools import partial
 from operator import itemgetter
 from secrets import token_hex
@@ -28,6 +29,20 @@ from ganglion.broker.core.message import (
     MessageProperties,
     Terms,
 )
+from ganglion.broker.core.queue import QUEUE_PREFIX
+from ganglion.broker.core.queue_definition import QueueDefinition
+from ganglion.broker.core.queues import Queues
+from ganglion.broker.core.reading import (
+    START_OPTIONS,
+    QueueReader,
+    SourceFilter,
+    StreamReader,
+    check_start,
+    is_source,
+    own_group,
+    split_source,
+    start_of,
+)
 from ganglion.broker.core.refusals import Log, Refusals
 from ganglion.broker.core.router import (
     Receiver,
@@ -38,17 +53,15 @@ from ganglion.broker.core.router import (
     Target,
     subscription_cost,
 )
-from ganglion.broker.core.queue import QUEUE_PREFIX, QueueDefinition
-from ganglion.broker.core.queues import Queues
-from ganglion.broker.core.reading import QueueReader, SourceFilter, is_source, split_source
-from ganglion.broker.core.sessions import NEVER_EXPIRES, Session, Sink, Will
+from ganglion.broker.core.sessions import NEVER_EXPIRES, Session, Sink, Source, Will
 from ganglion.broker.core.statistics import Statistics
+from ganglion.broker.core.streams import STREAM_PREFIX, StreamDefinition, Streams
 from ganglion.broker.core.sys_topics import SysTopics
 from ganglion.broker.core.timers import Timers
 from ganglion.broker.core.topics import split_shared
 from ganglion.broker.store import Kind, Store
 
-__all__ = ["REPLY_PREFIX", "DiskFull", "LimitReached", "Node", "NoRoom", "NotAllowed"]
+__all__ = ["REPLY_PREFIX", "DiskFull", "LimitReached", "NoRoom", "Node", "NotAllowed"]
 
 REPLY_PREFIX = "_reply/"
 """Below it every client has a topic of its own for replies, which only that client may read."""
@@ -119,6 +132,9 @@ class Node:
         self.queues = Queues(
             self.journal.shelf, self.statistics, self.router.bind, self.router.unbind
         )
+        self.streams = Streams(
+            self.journal.shelf, self.statistics, self.router.bind, self.router.unbind
+        )
         self._load()
         self.sys_topics = SysTopics(self, version, sys_interval_s)
 
@@ -172,13 +188,15 @@ class Node:
             session.expiry_s = expiry_s
             if was_durable and not session.is_durable():
                 self.journal.forget_session(session)
-        session.will = will
+        had_will, session.will = session.will is not None, will
         session.window = window
         session.connection = sink
         self.connected += 1
         self.statistics.clients_maximum = max(self.statistics.clients_maximum, self.connected)
         if session.is_durable():
             self.journal.put_session(session, None)
+            if will is not None or had_will:
+                self.journal.put_will(session, None)
         return session, present
 
     def _make_durable(self, session: Session) -> None:
@@ -227,8 +245,10 @@ class Node:
 
     def _after_detach(self, session: Session, *, publish_will: bool, ended: bool) -> None:
         will = session.will
-        if not publish_will:
+        if not publish_will and will is not None:
             session.will = will = None
+            if session.is_durable():
+                self.journal.put_will(session, None)
         if ended or session.expiry_s == 0:
             self._end_session(session)
             return
@@ -242,11 +262,14 @@ class Node:
         self.journal.put_session(session, ends_at)
         if will is not None:
             if will.delay_s and will.delay_s < session.expiry_s:
-                delayed = partial(self._send_delayed_will, session)
-                session.will_timer = self.timers.after(will.delay_s, delayed)
+                self._send_will_later(session, self.timers.now + will.delay_s)
             elif not will.delay_s:
                 self._send_will(session)
             # else: it is sent at the session's end, which comes first
+
+    def _send_will_later(self, session: Session, when: float) -> None:
+        session.will_timer = self.timers.at(when, partial(self._send_delayed_will, session))
+        self.journal.put_will(session, when)
 
     def _send_delayed_will(self, session: Session, _now: float) -> None:
         session.will_timer = None
@@ -256,6 +279,8 @@ class Node:
         will, session.will = session.will, None
         if will is None:
             return
+        if session.is_durable():
+            self.journal.put_will(session, None)
         message = will.message
         if will.expiry_s is not None:  # 3.1.3.2.4: it counts from now
             message.expires_at = self.timers.now + will.expiry_s
@@ -285,7 +310,9 @@ class Node:
         self.journal.forget_session(session)
         session.discard_queue()
         for subscription in session.subscriptions.values():
-            if not is_source(subscription.topic_filter):
+            if is_source(subscription.topic_filter):
+                self._forget_position(session, subscription.topic_filter)
+            else:
                 self.router.remove(subscription)
         session.subscriptions = {}
         # 3.1.3.2.2: the will is sent when its delay has passed or the session ends
@@ -338,6 +365,8 @@ class Node:
 
     def _is_declared(self, topic: str) -> bool:
         """Whether there is the queue or stream that this topic leads to."""
+        if topic.startswith(STREAM_PREFIX):
+            return self.streams.find(topic.removeprefix(STREAM_PREFIX)) is not None
         return self.queues.find(topic.removeprefix(QUEUE_PREFIX)) is not None
 
     def _may_declare(self, client: Client, topic: str) -> Decision:
@@ -354,10 +383,13 @@ class Node:
                 return Decision(False, f"{decision.rule}; {_DECLARE_RULE}")
         return Decision(True, _DECLARE_RULE)
 
-    def subscribe(self, subscription: Subscription) -> bool:
+    def subscribe(
+        self, subscription: Subscription, options: tuple[tuple[str, str], ...] = ()
+    ) -> bool:
         """Let the subscription take effect; whether its session had the same filter before.
 
-        Raises `NotAllowed` or `LimitReached`. Retained messages come with `send_retained`.
+        `options` are for the queue or stream that it names, beside those in its filter. Raises
+        `NotAllowed` or `LimitReached`. Retained messages come with `send_retained`.
         """
         session = subscription.session
         topic_filter = subscription.topic_filter
@@ -375,7 +407,8 @@ class Node:
         if wanted is None:
             self.router.add(subscription)
         else:
-            self._declare(wanted)
+            self._declare(wanted, options)
+            subscription.options = (*options, *wanted.options)
         session.subscriptions[topic_filter] = subscription
         session.subscription_cost += cost
         if session.is_durable():
@@ -415,6 +448,7 @@ class Node:
             return False
         if is_source(topic_filter):
             session.remove_source(topic_filter)
+            self._forget_position(session, topic_filter)
         else:
             self.router.remove(subscription)
         del session.subscriptions[topic_filter]
@@ -423,35 +457,90 @@ class Node:
             self.journal.forget_subscription(subscription)
         return True
 
-    def _declare(self, wanted: SourceFilter) -> None:
-        """Make the queue that a subscription names, and let it be as the subscription says.
+    def _declare(self, wanted: SourceFilter, options: tuple[tuple[str, str], ...]) -> None:
+        """Make the queue or stream that a subscription names, and let it be as that says.
 
-        Raises `LimitReached` with what is wrong with its options.
+        Of `options` those count that a queue or stream has. Raises `LimitReached` with what is
+        wrong with them.
         """
+        is_stream = wanted.prefix == STREAM_PREFIX
+        found = self.streams.find(wanted.name) if is_stream else self.queues.find(wanted.name)
         try:
-            queue = self.queues.find(wanted.name)
-            definition = QueueDefinition(name=wanted.name) if queue is None else queue.definition
-            options = options_from_text(definition, wanted.options)
+            definition: StreamDefinition | QueueDefinition
+            if found is not None:
+                definition = found.definition
+            elif is_stream:
+                definition = StreamDefinition(name=wanted.name)
+            else:
+                definition = QueueDefinition(name=wanted.name)
+            given = [each for each in wanted.options if each[0] not in START_OPTIONS]
+            known = {each.name for each in fields(definition)} - {"name", "bindings"}
+            given += [each for each in options if each[0].replace("-", "_") in known]
+            check_start(dict((*options, *wanted.options)))
+            changes = options_from_text(definition, given)
             if wanted.binding and wanted.binding not in definition.bindings:
-                options["bindings"] = (*definition.bindings, wanted.binding)
-            if queue is None or options:
-                self.queues.declare(with_options(definition, options))
+                changes["bindings"] = (*definition.bindings, wanted.binding)
+            if found is not None and not changes:
+                return
+            definition = with_options(definition, changes)
+            if isinstance(definition, StreamDefinition):
+                self.streams.declare(definition)
+            else:
+                self.queues.declare(definition)
         except InvalidDefinition as error:
             raise LimitReached(str(error)) from None
 
     def _read_source(self, session: Session, subscription: Subscription) -> None:
-        """Let a connected session read from the queue that its subscription names."""
+        """Let a connected session read from the queue or stream that its subscription names."""
         topic_filter = subscription.topic_filter
         wanted = split_source(topic_filter)
         if wanted is None or session.sink is None:
             return
-        queue = self.queues.find(wanted.name)
-        if queue is None or not self.may_subscribe(session, topic_filter, 1).allowed:
+        if not self.may_subscribe(session, topic_filter, 1).allowed:
             return
         session.remove_source(topic_filter)  # it subscribes anew
-        reader = QueueReader(session, queue, min(subscription.qos, 1), subscription.identifier)
-        session.add_source(topic_filter, reader)
-        reader.pull()
+        reader: Source | None
+        if wanted.prefix == STREAM_PREFIX:
+            reader = self._stream_reader(session, subscription, wanted)
+        else:
+            queue = self.queues.find(wanted.name)
+            if queue is None:
+                return
+            reader = QueueReader(session, queue, subscription.qos, subscription.identifier)
+        if reader is not None:
+            session.add_source(topic_filter, reader)
+            reader.pull()
+
+    def _forget_position(self, session: Session, topic_filter: str) -> None:
+        """A session does not read a stream any more: nobody needs its own position there."""
+        wanted = split_source(topic_filter)
+        if wanted is not None and wanted.prefix == STREAM_PREFIX and not wanted.group:
+            stream = self.streams.find(wanted.name)
+            group = own_group(session.client.client_id)
+            if stream is not None and group in stream.groups:
+                stream.delete_group(group)
+
+    def _stream_reader(
+        self, session: Session, subscription: Subscription, wanted: SourceFilter
+    ) -> StreamReader | None:
+        stream = self.streams.find(wanted.name)
+        if stream is None:
+            return None
+        group = wanted.group
+        if not group and session.is_durable():
+            group = own_group(session.client.client_id)
+        try:
+            return StreamReader(
+                session,
+                stream,
+                subscription.qos,
+                subscription.identifier,
+                group=group,
+                after=start_of(stream, dict(subscription.options)),
+            )
+        except InvalidDefinition as error:  # too many groups
+            self.refusals.refuse("read stream", session.client, str(error), topic=wanted.topic)
+            return None
 
     def reply_prefix(self, session: Session) -> str:
         """The topic below which only this client may read (MQTT 5.0 section 4.10)."""
@@ -502,7 +591,8 @@ class Node:
         retain = message.retain
         if route is None:
             if is_source(message.topic) and not self._is_declared(message.topic):
-                self._declare(SourceFilter(QUEUE_PREFIX, message.topic.split("/", 1)[1], (), ""))
+                prefix, _, name = message.topic.partition("/")
+                self._declare(SourceFilter(f"{prefix}/", name, (), "", ""), ())
             route = self.router.route(message.topic)
         if self._store.is_full:
             self._check_disk(message, route)
@@ -689,12 +779,27 @@ class Node:
                 self.router.add(subscription)
             owner.subscriptions[topic_filter] = subscription
             owner.subscription_cost += subscription_cost(topic_filter)
-        orphans += self._load_packet_ids()
+        orphans += self._load_packet_ids() + self._load_wills()
         if not self._store.statistics().damaged:  # else they may belong to a record left out
             used = {each.backlog.identifier for each in self.sessions.values() if each.backlog}
             journal.shelf.discard_others(used | self.queues.identifiers())
         if orphans:
             self.log.warning("records without their session were left out", count=orphans)
+
+    def _load_wills(self) -> int:
+        """How many wills had no session. Those of clients that were connected are due from now."""
+        orphans = 0
+        for client_id, will, when in self.journal.read_wills():
+            session = self.sessions.get(client_id)
+            if session is None:
+                orphans += 1
+                continue
+            session.will = will
+            if when is None:
+                when = self.timers.now + min(will.delay_s, session.expiry_s)
+            delayed = partial(self._send_delayed_will, session)
+            session.will_timer = self.timers.at(when, delayed)
+        return orphans
 
     def _load_packet_ids(self) -> int:
         """How many records had no session that they belong to."""

@@ -1,16 +1,16 @@
 """Durable queues: what is sent to one waits, on disk, until one of its consumers has settled it.
 
 A queue is a receiver of the router: topic filters are bound to it, and ``$queue/{name}`` leads to
-it alone. Its messages wait in a `Backlog` for each priority; those that are not due yet in `Delays`.
-`Queue.dispatch` leases what is ready to its consumers, as much as each has room for. A lease ends in
-one of these ways:
+it alone. Its messages wait in a `Backlog` for each priority; those that are not due yet wait in
+`Delays`. `Queue.dispatch` leases what is ready to its consumers, as much as each has room for. A
+lease ends in one of these ways:
 
 =============  =============================================================================
 acknowledged   the message is gone
 returned       nack, a lease that ran out, a consumer that left: it is ready again, after a delay
                that grows with every attempt (not when a consumer left: that says nothing about
                the message); with ``max_deliveries`` it is buried in the end
-rejected       it is buried: it goes to the dead letter queue, or is gone and counted if there is none
+rejected       it is buried: it goes to the dead letter queue; without one it is gone, and counted
 =============  =============================================================================
 
 How often a message was delivered in vain is recorded when it comes back, not when it goes out: a
@@ -21,20 +21,19 @@ Times are monotonic while the node runs; across a restart delays and ages go by 
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from random import Random
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgpack
 
 from ganglion.broker.core.backlog import Backlog, Shelf
 from ganglion.broker.core.deduplication import Deduplication
-from ganglion.broker.core.definitions import InvalidDefinition, check_name
 from ganglion.broker.core.delays import Delays
 from ganglion.broker.core.message import PLAIN_TERMS, Delivery, Message, MessageProperties, Terms
+from ganglion.broker.core.queue_definition import QueueDefinition
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.timers import Timer
 from ganglion.broker.store import Kind
@@ -48,7 +47,6 @@ __all__ = [
     "Consumer",
     "ConsumerSink",
     "Queue",
-    "QueueDefinition",
     "QueueStatistics",
 ]
 
@@ -61,84 +59,10 @@ ORIGIN_REASON: Final = "x-dead-letter-reason"
 ORIGIN_COUNT: Final = "x-dead-letter-count"
 _ORIGIN = (ORIGIN_QUEUE, ORIGIN_REASON, ORIGIN_COUNT)
 
-Overflow = Literal["reject", "drop-oldest", "dead-letter"]
-_OVERFLOWS = ("reject", "drop-oldest", "dead-letter")
-_PRIORITIES_MAX = 10
 _SHARE = 64  # messages that one consumer gets before the next one's turn
 _SET_ASIDE_MAX = 2048  # messages in memory that wait for others with their key
 
 _ATTEMPTS_KEY = Struct(">QQ")
-
-
-def _number(option: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:
-        raise InvalidDefinition(f"option {option} is {value:g}; it must be {least:g} to {most:g}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueDefinition:
-    """What a queue is to be. Raises `InvalidDefinition` for an option out of range."""
-
-    name: str
-    bindings: tuple[str, ...] = ()
-    """Topic filters: what is published there waits in the queue, whatever its QoS."""
-    lease_s: float = 60.0
-    """How long a consumer may take for a message before another one gets it."""
-    max_deliveries: int = 0
-    """After so many deliveries in vain a message is buried; 0: never."""
-    backoff_s: float = 1.0
-    """How long a message rests after its first failure; doubled by each further one."""
-    backoff_max_s: float = 300.0
-    dead_letter: str = ""
-    """The queue that gets what is buried; made with defaults if there is none of this name."""
-    ttl_s: float = 0.0
-    """How old a message may get before it is dead-lettered or dropped; 0: any age."""
-    priorities: int = 1
-    """How many levels of priority there are."""
-    ordered_by_key: bool = False
-    """Whether of the messages with one key only one at a time is given out, in order."""
-    single_active_consumer: bool = False
-    """Whether only the consumer that has been there longest gets messages."""
-    max_messages: int = 0
-    """How many messages it takes, 0: any number; those that consumers have are among them."""
-    max_bytes: int = 0
-    overflow: str = "reject"
-    """At such a limit: ``reject`` what comes, ``drop-oldest``, or ``dead-letter`` the oldest."""
-    deduplication_s: float = 0.0
-    """How long a message identifier is remembered: what comes with it again is not taken."""
-
-    def __post_init__(self) -> None:
-        """Check every option."""
-        check_name(self.name, "queue")
-        year_s = 366 * 86_400.0
-        _number("lease_s", self.lease_s, 0.001, year_s)
-        _number("max_deliveries", self.max_deliveries, 0, 2**31)
-        _number("backoff_s", self.backoff_s, 0, year_s)
-        _number("backoff_max_s", self.backoff_max_s, 0, year_s)
-        _number("ttl_s", self.ttl_s, 0, 100 * year_s)
-        _number("priorities", self.priorities, 1, _PRIORITIES_MAX)
-        _number("max_messages", self.max_messages, 0, 2**53)
-        _number("max_bytes", self.max_bytes, 0, 2**53)
-        _number("deduplication_s", self.deduplication_s, 0, year_s)
-        if self.overflow not in _OVERFLOWS:
-            raise InvalidDefinition(
-                f"option overflow is {self.overflow!r}; it must be {', '.join(_OVERFLOWS)}"
-            )
-        if self.overflow == "dead-letter" and not self.dead_letter:
-            raise InvalidDefinition("option overflow is 'dead-letter', and dead_letter is not set")
-        if self.dead_letter:
-            check_name(self.dead_letter, "queue")
-        if self.dead_letter == self.name:
-            raise InvalidDefinition("option dead_letter names the queue itself")
-
-    def to_record(self) -> dict[str, Any]:
-        """As it is stored."""
-        return asdict(self)
-
-    @staticmethod
-    def from_record(record: dict[str, Any]) -> "QueueDefinition":
-        """Back from `to_record`."""
-        return QueueDefinition(**{**record, "bindings": tuple(record["bindings"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +110,12 @@ class ConsumerSink(Protocol):
         """How many messages it takes now."""
         ...
 
-    def deliver(self, lease: int, message: Message, attempts: int) -> bool:
-        """Take the message under this lease; False when it cannot and never will."""
+    def deliver(self, leases: list[tuple[int, Message]], attempts: dict[int, int]) -> None:
+        """Take messages, each under a lease, no more than there was room for.
+
+        `attempts` says of some of the leases how often their message was delivered in vain. What
+        it cannot take it gives back.
+        """
         ...
 
 
@@ -521,24 +449,43 @@ class Queue:
         """Lease up to so many messages; whether there may be more."""
         now = self.shelf.timers.now
         deadline = now + self.definition.lease_s
-        leases, deliver = consumer.leases, consumer.sink.deliver
-        attempts_of = self._attempts
-        given = 0
-        while given < room:
-            delivery = self._next(now)
-            if delivery is None:
-                break
-            lease = self._next_lease
-            self._next_lease = lease + 1
+        deliveries = self._next_ones(now, room)
+        if not deliveries:
+            return False
+        lease = self._next_lease
+        self._next_lease = lease + len(deliveries)
+        leases = consumer.leases
+        attempts: dict[int, int] = {}
+        given: list[tuple[int, Message]] = []
+        for delivery in deliveries:
             leases[lease] = (delivery, deadline)
-            attempts = attempts_of.get(_place(delivery), 0) if attempts_of else 0
-            given += 1
-            if not deliver(lease, delivery[0], attempts):
-                consumer.nack(lease)
-        self._delivered += given
-        if given and self._lease_timer is None:
+            given.append((lease, delivery[0]))
+            if self._attempts and (count := self._attempts.get(_place(delivery))):
+                attempts[lease] = count
+            lease += 1
+        self._delivered += len(given)
+        if self._lease_timer is None:
             self._watch_until(deadline)
-        return given == room
+        consumer.sink.deliver(given, attempts)
+        return len(given) == room
+
+    def _next_ones(self, now: float, count: int) -> list[Delivery]:
+        """Take up to so many messages that may be given out now."""
+        if (
+            self._is_plain
+            and not self._returned
+            and not self._rests
+            and not self.definition.ttl_s
+            and not self.definition.ordered_by_key
+        ):
+            taken = self._lanes[0].take_many(count)
+            if all(delivery[0].expires_at is None for delivery in taken):
+                return taken
+            self._lanes[0].put_back(taken)
+        found: list[Delivery] = []
+        while len(found) < count and (delivery := self._next(now)) is not None:
+            found.append(delivery)
+        return found
 
     def _next(self, now: float) -> Delivery | None:
         """Take the next message that may be given out now."""
@@ -641,7 +588,7 @@ class Queue:
         heappush(self._returned, (-priority, delivery[2], delivery))
 
     def _backoff_s(self, attempts: int) -> float:
-        """Doubled by each attempt, and spread so that what failed together does not come together."""
+        """Doubled by each attempt; spread, for what failed together should not come together."""
         definition = self.definition
         most = min(definition.backoff_max_s, definition.backoff_s * 2.0 ** min(attempts - 1, 60))
         return most * (0.5 + 0.5 * self._random.random())

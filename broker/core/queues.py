@@ -13,7 +13,8 @@ import msgpack
 from ganglion import GanglionError
 from ganglion.broker.core.backlog import Backlog, Shelf
 from ganglion.broker.core.definitions import InvalidDefinition
-from ganglion.broker.core.queue import QUEUE_PREFIX, Queue, QueueDefinition
+from ganglion.broker.core.queue import QUEUE_PREFIX, Queue
+from ganglion.broker.core.queue_definition import QueueDefinition
 from ganglion.broker.core.router import Bound
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.store import Kind

@@ -22,7 +22,7 @@ _pack: Callable[[object], bytes] = msgpack.Packer().pack  # a Packer each time w
 _RETAIN = 4  # beside the QoS in the flags of a message
 
 
-def _properties_record(properties: MessageProperties | None) -> list[Any] | None:
+def properties_record(properties: MessageProperties | None) -> list[Any] | None:
     if properties is None:
         return None
     return [
@@ -38,7 +38,7 @@ def _properties_record(properties: MessageProperties | None) -> list[Any] | None
     ]
 
 
-def _properties(record: list[Any] | None) -> MessageProperties | None:
+def properties_from_record(record: list[Any] | None) -> MessageProperties | None:
     if record is None:
         return None
     return MessageProperties(
@@ -63,7 +63,7 @@ def encode_message(message: Message, wall_clock_offset_s: float) -> bytes:
             message.payload,
             message.qos | _RETAIN * message.retain,
             None if expires_at is None else expires_at + wall_clock_offset_s,
-            _properties_record(message.properties),
+            properties_record(message.properties),
         )
     )
 
@@ -72,7 +72,9 @@ def decode_message(record: bytes, wall_clock_offset_s: float) -> Message:
     """Back from `encode_message`."""
     topic, payload, flags, expires, properties = msgpack.unpackb(record)
     expires_at = None if expires is None else expires - wall_clock_offset_s
-    return Message(topic, payload, flags & 3, flags >= _RETAIN, _properties(properties), expires_at)
+    return Message(
+        topic, payload, flags & 3, flags >= _RETAIN, properties_from_record(properties), expires_at
+    )
 
 
 def encode_entries(entries: Sequence[Entry], time_s: float, wall_clock_offset_s: float) -> bytes:
@@ -100,7 +102,7 @@ def encode_entries(entries: Sequence[Entry], time_s: float, wall_clock_offset_s:
                 (
                     flags,
                     None if expires_at is None else expires_at + wall_clock_offset_s,
-                    _properties_record(message.properties),
+                    properties_record(message.properties),
                     _terms_record(terms),
                 )
             )
@@ -149,7 +151,7 @@ def decode_entries(
                 payload,
                 flags & 3,
                 flags >= _RETAIN,
-                None if properties is None else _properties(properties),
+                None if properties is None else properties_from_record(properties),
                 None if expires is None else expires - wall_clock_offset_s,
             )
         entries.append((message, terms, group))

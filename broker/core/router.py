@@ -3,9 +3,10 @@
 Exact filters are found in one dict; filters with wildcards in a trie of levels. What a topic leads
 to is kept as a `Route`: the sessions with a matching subscription, each once with the terms of all
 its matching subscriptions together (MQTT 5.0 section 3.3.4), the queues and streams that are bound
-to a matching filter, and the shared subscriptions. A `Route` stays valid until a subscription that matches its topic comes, changes or goes, or the rules
-of access change; connections keep routes of their own and look only at `Route.valid`. Cached routes
-stand in a `TopicTree`, so that a new filter invalidates just those that it matches.
+to a matching filter, and the shared subscriptions. A `Route` stays valid until a subscription that
+matches its topic comes, changes or goes, or the rules of access change; connections keep routes of
+their own and look only at `Route.valid`. Cached routes stand in a `TopicTree`, so that a new filter
+invalidates just those that it matches.
 """
 
 from collections.abc import Callable, Iterator
@@ -92,6 +93,7 @@ class Subscription:
     __slots__ = (
         "identifier",
         "no_local",
+        "options",
         "qos",
         "retain_as_published",
         "session",
@@ -116,6 +118,8 @@ class Subscription:
         self.retain_as_published = retain_as_published
         self.identifier = identifier
         """Subscription identifier; 0: none."""
+        self.options: tuple[tuple[str, str], ...] = ()
+        """Where in a stream to begin, if it is to one."""
 
 
 def _terms_by_qos(

@@ -244,14 +244,34 @@ class Session:
             return 0
         return self.window - len(self.inflight)
 
-    def give(self, message: Message, terms: Terms, number: int) -> bool:
-        """Send a message of a source, for which there is room; False when it is too large."""
-        sink = self.sink
+    def give(self, messages: Iterable[tuple[int, Message]], terms: Terms) -> None:
+        """Send messages of a source, with their numbers there; there is room for them.
+
+        The source is told of those that the client cannot take.
+        """
+        source, sink = terms.source, self.sink
+        assert source is not None
         if sink is None:
-            return False
-        if terms.qos == 0:
-            return sink.send(0, message, terms, False)
-        return self._send((message, terms, number, None), sink)
+            return
+        send = sink.send
+        if not terms.qos:
+            for number, message in messages:
+                if send(0, message, terms, False):
+                    source.acknowledged(number)
+                else:
+                    source.refused(number)
+            return
+        inflight = self.inflight
+        packet_id = self._next_id
+        for number, message in messages:
+            packet_id = packet_id % 65_535 + 1
+            while packet_id in inflight:
+                packet_id = packet_id % 65_535 + 1
+            inflight[packet_id] = (message, terms, number, None)
+            if not send(packet_id, message, terms, False):
+                del inflight[packet_id]
+                source.refused(number)
+        self._next_id = packet_id
 
     def pump(self) -> None:
         """Send as much of what waits as the window and the connection allow."""
@@ -289,7 +309,7 @@ class Session:
             if delivery is None:  # RELEASED
                 sink.send_release(packet_id)
             elif not sink.send(packet_id, delivery[0], delivery[1], True):
-                self._settle(packet_id, delivery)
+                self.settle(packet_id, delivery)
 
     def _pump_queue(self, sink: Sink) -> None:
         queue = self.queue
@@ -335,7 +355,7 @@ class Session:
                 return True
         if sink.send(packet_id, delivery[0], delivery[1], False):
             return True
-        self._settle(packet_id, delivery, refused=True)
+        self.settle(packet_id, delivery, refused=True)
         return False
 
     def _send_recorded(self, packet_id: int, delivery: Delivery, sink: Sink) -> None:
@@ -345,7 +365,7 @@ class Session:
             and self.inflight.get(packet_id) is delivery
             and not sink.send(packet_id, delivery[0], delivery[1], False)
         ):
-            self._settle(packet_id, delivery)
+            self.settle(packet_id, delivery)
 
     def _has_room_in(self, backlog: Backlog, message: Message) -> bool:
         limits = self._journal.limits
@@ -402,7 +422,7 @@ class Session:
         delivery = self.inflight.get(packet_id)
         if delivery is None:
             return False
-        self._settle(packet_id, delivery, refused=refused)
+        self.settle(packet_id, delivery, refused=refused)
         return True
 
     def received_by_client(self, packet_id: int) -> bool:
@@ -427,7 +447,8 @@ class Session:
             self._journal.forget_in_flight(self, packet_id)
         return True
 
-    def _settle(self, packet_id: int, delivery: Delivery, *, refused: bool = False) -> None:
+    def settle(self, packet_id: int, delivery: Delivery, *, refused: bool = False) -> None:
+        """What was sent under this identifier is done with, or `refused`."""
         del self.inflight[packet_id]
         source = delivery[1].source
         if source is not None:
@@ -543,7 +564,7 @@ class Session:
         taken: list[Delivery] = []
         for packet_id, delivery in list(self.inflight.items()):
             if delivery is not None and delivery[1].source is None and wanted(delivery):
-                self._settle(packet_id, delivery)
+                self.settle(packet_id, delivery)
                 taken.append(delivery)
         if self.queue:
             kept: deque[Delivery] = deque()

@@ -8,7 +8,8 @@ A store never gives out a record whose checksum does not fit. Such a record is `
 raises, `Store.scan` reports it and goes on with the rest.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -17,9 +18,17 @@ from ganglion import GanglionError
 
 __all__ = [
     "Batch",
+    "Commit",
+    "CommitRefused",
     "Damage",
+    "Delete",
+    "DeleteRange",
+    "FeedGone",
     "Kind",
+    "Operation",
+    "Put",
     "RecordDamaged",
+    "Snapshot",
     "Store",
     "StoreDamaged",
     "StoreError",
@@ -62,8 +71,7 @@ class Kind(IntEnum):
     QUEUE = 12
     """queue name → its definition"""
     RETURNED = 13
-    """backlog, number → how often a message of a queue was delivered in vain, and until when it rests
-    """
+    """backlog, number → how often a message was delivered in vain, and until when it rests"""
     DELAYED = 14
     """queue, time, number → a message that is not due yet"""
     DEDUPLICATION = 15
@@ -122,6 +130,65 @@ class RecordDamaged(StoreError):
         self.damage = damage
 
 
+class FeedGone(StoreError):
+    """The commits that were asked for are not kept (any more): begin again with a snapshot."""
+
+
+class CommitRefused(StoreError):
+    """The commit does not go on where this store is; the message says which one would."""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """The record is set."""
+
+    kind: Kind
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """The record is removed."""
+
+    kind: Kind
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRange:
+    """Every record from `start` up to but without `stop` is removed."""
+
+    kind: Kind
+    start: bytes
+    stop: bytes
+
+
+Operation = Put | Delete | DeleteRange
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A batch that is durable, to be applied to another store."""
+
+    number: int
+    epoch: int
+    operations: tuple[Operation, ...]
+    """In the order in which they take effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything a store held after one commit."""
+
+    number: int
+    """Of that commit."""
+    epoch: int
+    records: Iterator[tuple[Kind, bytes, bytes]]
+    """Kind, key and value of every record, once, ordered. Raises `StoreDamaged` at a damaged one,
+    since a copy without it would pass for whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoreStatistics:
     """What a store holds at one moment."""
@@ -136,7 +203,7 @@ class StoreStatistics:
     size_bytes: int
     """What the store takes up, on disk or in memory."""
     is_full: bool
-    """Whether a batch waits for room on the disk."""
+    """Whether there is too little room on the disk (`Store.is_full`)."""
     damaged: int
     """How often damage was met since the start."""
 
@@ -162,7 +229,11 @@ class Store(Protocol):
 
     @property
     def is_full(self) -> bool:
-        """Whether a batch waits for room on the disk: nothing new becomes durable until then."""
+        """Whether there is too little room on the disk: nothing new is to be taken in until then.
+
+        Commits are written all the while as long as they fit, out of a reserve when there is
+        nothing else, so that what deletes can make room. Beyond that they wait.
+        """
         ...
 
     def batch(self) -> Batch:
@@ -194,6 +265,49 @@ class Store(Protocol):
         `start` is the first key that may be among them, `stop` the first beyond them, both also
         when `backwards`. What is committed after the call is not among them. Damaged records are
         left out, counted and reported.
+        """
+        ...
+
+    def attach_feed(self, bytes_max: int, age_max_s: float) -> None:
+        """Keep the commits from the next one on for `commits_after`, until `detach_feed`.
+
+        At most `bytes_max` bytes of them and none older than `age_max_s` seconds, give or take
+        1/32; what is older than either goes with the commits that follow. Kept commits, and that
+        they are kept, survive a restart. When a feed is attached already its bounds are changed.
+        """
+        ...
+
+    def detach_feed(self) -> None:
+        """Keep no commits; what is kept goes with the next commit. Harmless without a feed."""
+        ...
+
+    def commits_after(self, number: int) -> Iterator[Commit]:
+        """The durable commits behind that one, in order and without a gap, up to now.
+
+        Raises `FeedGone`, at once or on the way, when one of them is not kept (any more).
+        """
+        ...
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Everything at one commit, while commits go on. It holds up the room of what is deleted.
+
+        It may wait for one sync of the disk before it begins.
+        """
+        ...
+
+    def load(self, number: int, epoch: int, records: Iterable[tuple[Kind, bytes, bytes]]) -> None:
+        """Take over the snapshot of another store into this one, which has to be empty and idle.
+
+        It is durable when this returns; the next commit is `number` + 1. Interrupted, it leaves a
+        store that is refused when it is opened. Raises `CommitRefused` when this store is not
+        empty, `StoreError` when it cannot be written.
+        """
+        ...
+
+    def apply(self, commit: Commit, done: Callable[[], None]) -> None:
+        """Make a commit of another store durable under its number and epoch, then call `done`.
+
+        Raises `CommitRefused` unless it is the next one, and its epoch none of the past.
         """
         ...
 

@@ -1,9 +1,24 @@
 """A store that forgets with its process: for tests and for nodes that need no durability."""
 
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 
-from ganglion.broker.store import Batch, Kind, StoreStatistics
+from ganglion.broker.store import (
+    Batch,
+    Commit,
+    CommitRefused,
+    Delete,
+    DeleteRange,
+    Kind,
+    Operation,
+    Put,
+    Snapshot,
+    StoreStatistics,
+)
+from ganglion.broker.store.feed import Feed, check_applicable, check_kept, record
 
 __all__ = ["MemoryStore"]
 
@@ -12,17 +27,16 @@ class _MemoryBatch:
     __slots__ = ("operations",)
 
     def __init__(self) -> None:
-        # kind, key, value; or kind, start, None, stop
-        self.operations: list[tuple[Kind, bytes, bytes | None, bytes]] = []
+        self.operations: list[Operation] = []
 
     def put(self, kind: Kind, key: bytes, value: bytes) -> None:
-        self.operations.append((kind, key, value, b""))
+        self.operations.append(Put(kind, key, value))
 
     def delete(self, kind: Kind, key: bytes) -> None:
-        self.operations.append((kind, key, None, key + b"\0"))
+        self.operations.append(Delete(kind, key))
 
     def delete_range(self, kind: Kind, start: bytes, stop: bytes) -> None:
-        self.operations.append((kind, start, None, stop))
+        self.operations.append(DeleteRange(kind, start, stop))
 
 
 class _Records:
@@ -49,11 +63,11 @@ class _Records:
                 self._keys = None
         self._by_key[key] = value
 
+    def delete(self, key: bytes) -> None:
+        if self._by_key.pop(key, None) is not None and self._keys is not None:
+            del self._keys[bisect_left(self._keys, key)]
+
     def delete_range(self, start: bytes, stop: bytes) -> None:
-        if stop == start + b"\0":  # one key
-            if self._by_key.pop(start, None) is not None:
-                self._keys = None
-            return
         keys = self._sorted()
         first, last = bisect_left(keys, start), bisect_left(keys, stop)
         for key in keys[first:last]:
@@ -74,12 +88,16 @@ class _Records:
 class MemoryStore:
     """Keeps records in dicts; a commit completes before it returns."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        """An empty store; `clock` gives the Unix time in seconds, by which the feed ages."""
         self._records = {kind: _Records() for kind in Kind}
         self.commit_number = 0
-        """How many batches have been committed."""
+        """The number of the last batch that was committed."""
         self.epoch = 1
-        """It never changes: nobody can take over what is not kept."""
+        """Of the last commit."""
+        self._clock = clock
+        self._feed: Feed | None = None
+        self._kept: deque[Commit] = deque()
 
     @property
     def is_full(self) -> bool:
@@ -93,13 +111,27 @@ class MemoryStore:
     def commit(self, batch: Batch, done: Callable[[], None]) -> None:
         """Apply the batch and call `done`."""
         assert isinstance(batch, _MemoryBatch)
-        for kind, key, value, stop in batch.operations:
-            if value is None:
-                self._records[kind].delete_range(key, stop)
-            else:
-                self._records[kind].put(key, value)
         self.commit_number += 1
+        for operation in batch.operations:
+            records = self._records[operation.kind]
+            match operation:
+                case Put(_, key, value):
+                    records.put(key, value)
+                case Delete(_, key):
+                    records.delete(key)
+                case DeleteRange(_, start, stop):
+                    records.delete_range(start, stop)
+        if self._feed is not None:
+            self._keep(self._feed, Commit(self.commit_number, self.epoch, tuple(batch.operations)))
         done()
+
+    def _keep(self, feed: Feed, commit: Commit) -> None:
+        size = sum(_size(operation) for operation in commit.operations)
+        self._kept.append(commit)
+        feed.add(commit.number, size, self._clock())
+        first = feed.first or commit.number + 1
+        while self._kept and self._kept[0].number < first:
+            self._kept.popleft()
 
     def get(self, kind: Kind, key: bytes) -> bytes | None:
         """The committed value of a record; None when there is none."""
@@ -116,6 +148,49 @@ class MemoryStore:
         """Committed records of a kind as (key, value), in order of the keys, or in reverse."""
         found = self._records[kind].between(start, stop)
         return reversed(found) if backwards else iter(found)
+
+    def attach_feed(self, bytes_max: int, age_max_s: float) -> None:
+        """Keep the commits from the next one on, or change the bounds of those that are kept."""
+        if self._feed is None:
+            self._feed = Feed(bytes_max, age_max_s)
+        else:
+            self._feed.bytes_max, self._feed.age_max_s = bytes_max, age_max_s
+
+    def detach_feed(self) -> None:
+        """Keep no commits."""
+        self._feed = None
+        self._kept.clear()
+
+    def commits_after(self, number: int) -> Iterator[Commit]:
+        """The commits behind that one, in order and without a gap. Raises `FeedGone`."""
+        check_kept(self._feed, number, self.commit_number)
+        return iter([commit for commit in self._kept if commit.number > number])
+
+    @contextmanager
+    def snapshot(self) -> Generator[Snapshot, None, None]:
+        """Everything at the last commit."""
+        found = [
+            (kind, key, value)
+            for kind, records in self._records.items()
+            for key, value in records.between(b"", None)
+        ]
+        yield Snapshot(self.commit_number, self.epoch, iter(found))
+
+    def load(self, number: int, epoch: int, records: Iterable[tuple[Kind, bytes, bytes]]) -> None:
+        """Take over a snapshot. Raises `CommitRefused` when there is anything in this store."""
+        if self.commit_number or any(map(len, self._records.values())):
+            raise CommitRefused("a snapshot can only be loaded into an empty store")
+        for kind, key, value in records:
+            self._records[kind].put(key, value)
+        self.commit_number, self.epoch = number, epoch
+
+    def apply(self, commit: Commit, done: Callable[[], None]) -> None:
+        """Make a commit of another store. Raises `CommitRefused` unless it is the next one."""
+        check_applicable(commit, self.commit_number, self.epoch)
+        batch = self.batch()
+        record(batch, commit.operations)
+        self.epoch = commit.epoch
+        self.commit(batch, done)
 
     def statistics(self) -> StoreStatistics:
         """What the store holds now; records are counted exactly, bytes are those of the data."""
@@ -134,3 +209,13 @@ class MemoryStore:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+def _size(operation: Operation) -> int:
+    match operation:
+        case Put(_, key, value):
+            return len(key) + len(value)
+        case Delete(_, key):
+            return len(key)
+        case DeleteRange(_, start, stop):
+            return len(start) + len(stop)

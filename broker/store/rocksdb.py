@@ -6,54 +6,56 @@ GIL; then it hands the completion to the core. Every record carries a CRC-32 of 
 value in front of its value, checked whenever it is read: RocksDB's own checksums are per block of
 some 4 KiB, and only ours can say which record of a bad block is still good.
 
-A store is a directory: ``LOCK`` (`DirectoryLock`) and ``records/``, RocksDB's own. There is one
-column family per kind, and one for what the store knows of itself:
+A store is a directory: ``LOCK`` (`DirectoryLock`), ``reserve`` (`Reserve`) and ``records/``,
+RocksDB's own. There is one column family per kind, one for the replication feed (`RocksFeed`), and
+one for what the store knows of itself:
 
 ==========  ======================================================================================
 format      version of all that is described here (4 bytes)
 commit      number and epoch of the last batch (8 bytes each), written in that batch
 upgrading   present while records are rewritten for another version
+loading     present while the snapshot of another store is taken over
+feed        bounds of the replication feed and what it keeps; absent while none is attached
 ==========  ======================================================================================
 
-What goes wrong is told apart by what can be done about it. No room on the disk: the batch waits,
-and everything behind it. Any other failure to write or sync ends the process: what is on disk is
+What goes wrong is told apart by what can be done about it. Little room on the disk: the store says
+that it is full, and goes on writing, what deletes above all. No room: the reserve is given up; when
+that is used up too the batch waits, and everything behind it. Any other failure to write or sync ends the process: what is on disk is
 unknown from there on, and trying again would make a lost write look like a durable one. Damaged
 records are reported and left out.
 """
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from struct import Struct
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any, cast
 from zlib import crc32
 
 from rocksdict import (
-    BlockBasedOptions,
     BottommostLevelCompaction,
-    Cache,
     Checkpoint,
     ColumnFamily,
     CompactOptions,
-    DBCompressionType,
     DBRecoveryMode,
-    Options,
     Rdict,
-    RdictIter,
-    ReadOptions,
     WriteBatch,
     WriteOptions,
 )
 
 from ganglion.broker.store import (
     Batch,
+    Commit,
+    CommitRefused,
     Damage,
     Kind,
     RecordDamaged,
+    Snapshot,
     StoreDamaged,
     StoreError,
     StoreMissing,
@@ -61,87 +63,53 @@ from ganglion.broker.store import (
     StoreTooNew,
     UpgradeInterrupted,
 )
+from ganglion.broker.store.feed import check_applicable, record
 from ganglion.broker.store.lock import DirectoryLock
+from ganglion.broker.store.reserve import Reserve
+from ganglion.broker.store.rocks_families import FAMILIES, FEED, METADATA, open_database
+from ganglion.broker.store.rocks_feed import OwnOperations, RocksFeed
 from ganglion.broker.store.rocks_log import Tear, cut, ends_cleanly, find_tear
+from ganglion.broker.store.rocks_reading import (
+    BAD_CHECKSUM,
+    CRC,
+    Reading,
+    fits,
+    frame,
+    has_records,
+)
 
 __all__ = ["FORMAT_VERSION", "RocksStore", "rescue"]
 
 FORMAT_VERSION = 2
 """Of the records and their keys; raised when a store of the one before has to be rewritten."""
 
-_MIB = 1024 * 1024
-_METADATA = "metadata"
 _METADATA_SEED = 0  # of the checksum; a kind's number is that of its records
 _FORMAT_KEY = b"format"
 _COMMIT_KEY = b"commit"
 _UPGRADING_KEY = b"upgrading"
-_CRC = Struct(">I")
+_LOADING_KEY = b"loading"
+_FEED_KEY = b"feed"
 _VERSION = Struct(">I")
 _COMMIT = Struct(">QQ")
-_CRC_SIZE = _CRC.size
-
-_FAMILIES = {
-    Kind.SESSION: "sessions",
-    Kind.SUBSCRIPTION: "subscriptions",
-    Kind.BACKLOG: "backlog",
-    Kind.IN_FLIGHT: "in_flight",
-    Kind.RECEIVED: "received",
-    Kind.RETAINED: "retained",
-    Kind.SETTLED: "settled",
-    Kind.BACKLOG_STATE: "backlog_state",
-    Kind.PAYLOAD: "payload",
-    Kind.PAYLOAD_USES: "payload_uses",
-    Kind.WILL: "will",
-    Kind.QUEUE: "queue",
-    Kind.RETURNED: "returned",
-    Kind.DELAYED: "delayed",
-    Kind.DEDUPLICATION: "deduplication",
-    Kind.STREAM: "stream",
-    Kind.STREAM_BATCH: "stream_batch",
-    Kind.STREAM_KEY: "stream_key",
-    Kind.STREAM_GROUP: "stream_group",
-}
-assert len(_FAMILIES) == len(Kind)
-# Records that come and go with every message: what is deleted must not slow down a later scan.
-_SHORT_LIVED = frozenset(
-    (
-        Kind.BACKLOG,
-        Kind.IN_FLIGHT,
-        Kind.RECEIVED,
-        Kind.SETTLED,
-        Kind.PAYLOAD,
-        Kind.PAYLOAD_USES,
-        Kind.RETURNED,
-        Kind.DELAYED,
-        Kind.DEDUPLICATION,
-    )
-)
 
 _RETRY_EVERY_S = 0.5  # RocksDB notices within seconds by itself that there is room again
+_LOOK_EVERY_S = 1.0
+"""How often the free room is looked at: while there are commits, and while the disk is full."""
+_RESERVE_BYTES = 64 * 1024 * 1024
 _NO_ROOM = ("No space left on device", "Disk quota exceeded")
 _CORRUPT = "Corruption"
-_BAD_CHECKSUM = "the checksum does not fit"
 _RESCUE_BATCH_SIZE = 1000
+_LOAD_BATCH_BYTES = 1024 * 1024
 _ADVICE_DAMAGED = (
     "restore a backup, or save what can be read with 'ganglion store rescue DIR'; "
     "docs/durability.md says more"
 )
 
 
-def _framed(seed: int, key: bytes, value: bytes) -> bytes:
-    return _CRC.pack(crc32(value, crc32(key, seed))) + value
-
-
-def _fits(seed: int, key: bytes, framed: bytes) -> bool:
-    """Whether the checksum in front of the value is that of the kind, the key and the value."""
-    value = memoryview(framed)[_CRC_SIZE:]
-    return framed[:_CRC_SIZE] == _CRC.pack(crc32(value, crc32(key, seed)))
-
-
 class _RocksBatch:
     """Operations in C++ memory, and once more here: a failed write consumes the former."""
 
-    __slots__ = ("_delete", "_delete_range", "_handles", "_put", "operations", "writes")
+    __slots__ = ("_delete", "_delete_range", "_handles", "_put", "operations", "own", "writes")
 
     def __init__(self, handles: dict[Kind, ColumnFamily]) -> None:
         self.writes = WriteBatch(raw_mode=True)
@@ -149,13 +117,15 @@ class _RocksBatch:
         # than the operation itself. Kind, key, framed value or None; of a range: kind, start, and
         # the place behind it in a list of its own.
         self.operations: list[Any] = []
+        self.own: OwnOperations = []
+        """What the store itself adds when the batch is committed."""
         self._handles = handles
         self._put = self.writes.put
         self._delete = self.writes.delete
         self._delete_range = self.writes.delete_range
 
     def put(self, kind: Kind, key: bytes, value: bytes) -> None:
-        framed = _CRC.pack(crc32(value, crc32(key, kind))) + value
+        framed = CRC.pack(crc32(value, crc32(key, kind))) + value
         self._put(key, framed, self._handles[kind])
         self.operations += (kind, key, framed)
 
@@ -164,8 +134,15 @@ class _RocksBatch:
         self.operations += (kind, key, None)
 
     def delete_range(self, kind: Kind, start: bytes, stop: bytes) -> None:
+        if start >= stop:
+            return  # RocksDB would refuse the whole batch
         self._delete_range(start, stop, self._handles[kind])
         self.operations += (kind, start, [stop])
+
+    def seal(self, own: OwnOperations) -> None:
+        """Add what the store itself writes with this batch."""
+        self.own = own
+        _write_own(self.writes, own)
 
     def again(self) -> WriteBatch:
         """The same operations, to be written once more."""
@@ -178,7 +155,18 @@ class _RocksBatch:
                 writes.delete_range(key, framed[0], self._handles[kind])
             else:
                 writes.put(key, framed, self._handles[kind])
+        _write_own(writes, self.own)
         return writes
+
+
+def _write_own(writes: WriteBatch, own: OwnOperations) -> None:
+    for handle, key, framed in own:
+        if framed is None:
+            writes.delete(key, handle)
+        elif isinstance(framed, list):
+            writes.delete_range(key, framed[0], handle)
+        else:
+            writes.put(key, framed, handle)
 
 
 class RocksStore:
@@ -196,21 +184,29 @@ class RocksStore:
         report: Callable[[Damage], None] | None = None,
         full_changed: Callable[[bool], None] | None = None,
         create: bool = True,
+        reserve_bytes: int = _RESERVE_BYTES,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Open the store, or make an empty one where there is none if `create`.
 
         `in_core` takes a call from any thread and has it made in the thread of the core, in order.
         `fatal` is called, in the storage thread, when a write or its sync has failed: the process
         must end, since nothing will be durable from there on. `report` is told of damage, in the
-        thread that reads. `full_changed` is called in the core when the disk is full and when
-        there is room again.
+        thread that reads. `full_changed` is called in the core when `is_full` changes.
+        `reserve_bytes` of the disk are kept back for times when it is full, at most 1/8 of what is
+        free; 0 does without. `clock` gives the Unix time in seconds by which the feed ages.
 
         Raises `StoreLocked`, `StoreMissing`, `StoreTooNew`, `UpgradeInterrupted`, `StoreDamaged`,
         or another `StoreError` when the files cannot be used.
         """
         self.directory = directory
         self.is_full = False
-        """Whether a batch waits for room on the disk."""
+        """Whether there is too little room on the disk: nothing new is to be taken in.
+
+        From when the free room is less than half of the reserve, or a write found none, until the
+        reserve is whole and as much room as it takes is free beside it.
+        """
+        self._clock = clock
         self._in_core = in_core
         self._fatal = fatal
         self._report = report
@@ -222,6 +218,11 @@ class RocksStore:
         self._sync.sync = True
         self._closing = Event()
         self._failed = False
+        self._writing = Lock()
+        """Held while a batch is written: `snapshot` reads all kinds as of one commit."""
+        self._looked_s = 0.0  # when the free room was looked at, by the monotonic clock
+        self._written_bytes = 0  # since then
+        self._deleted: set[Kind] = set()  # of what records were deleted on a full disk
         self._work: SimpleQueue[tuple[_RocksBatch, int, Callable[[], None]] | None] = SimpleQueue()
         records = directory / "records"
         if not create and not (records / "CURRENT").exists():
@@ -237,6 +238,12 @@ class RocksStore:
             self._db = self._open(records)
             try:
                 self._attach()
+                self._reserve = Reserve(directory / "reserve", reserve_bytes)
+            except OSError as error:
+                self._detach()
+                raise StoreError(
+                    f"there is no reserve in {directory}: {error.strerror or error}"
+                ) from error
             except BaseException:
                 self._detach()
                 raise
@@ -256,27 +263,48 @@ class RocksStore:
         """Make the batch durable, then have `done` called in the core."""
         assert isinstance(batch, _RocksBatch)
         self._next_number += 1
-        framed = _framed(_METADATA_SEED, _COMMIT_KEY, _COMMIT.pack(self._next_number, self.epoch))
-        batch.writes.put(_COMMIT_KEY, framed, self._metadata_handle)
-        self._work.put((batch, self._next_number, done))
+        number, own, changed = self._next_number, [], False
+        if not self._feed.is_idle:
+            own, changed = self._feed.keep(number, self.epoch, batch.operations)
+        if changed:
+            own.append(self._own_value(_FEED_KEY, self._feed.encode()))
+        own.append(self._own_value(_COMMIT_KEY, _COMMIT.pack(number, self.epoch)))
+        batch.seal(own)
+        self._work.put((batch, number, done))
+
+    def _own_value(
+        self, key: bytes, value: bytes | None
+    ) -> tuple[ColumnFamily, bytes, bytes | None]:
+        framed = None if value is None else frame(_METADATA_SEED, key, value)
+        return self._metadata_handle, key, framed
 
     def _run(self) -> None:
-        while (work := self._work.get()) is not None:
+        while True:
+            try:
+                work = self._work.get(timeout=_LOOK_EVERY_S if self.is_full else None)
+            except Empty:
+                self._look_at_room()
+                continue
+            if work is None:
+                return
             if self._failed:
                 continue  # never acknowledged: what comes after a hole is not durable
             batch, number, done = work
             if self._write(batch, number):
-                self.commit_number = number
                 self._in_core(done)
+                self._account(batch)
             else:
                 self._failed = True
 
     def _write(self, batch: _RocksBatch, number: int) -> bool:
         """Write and sync the batch, waiting for room if need be; whether it is durable."""
         writes = batch.writes
+        self._written_bytes += writes.size_in_bytes()
         while True:
             try:
-                self._db.write(writes, self._sync)
+                with self._writing:
+                    self._db.write(writes, self._sync)
+                    self.commit_number = number
             except Exception as error:  # noqa: BLE001 - rocksdict raises nothing more precise
                 message = str(error)
                 if not any(text in message for text in _NO_ROOM):
@@ -285,14 +313,42 @@ class RocksStore:
                     )
                     return False
             else:
-                self._set_full(False)
                 return True
+            self._reserve.release()
             self._set_full(True)
             if self._closing.wait(_RETRY_EVERY_S):
                 return False
             writes = batch.again()
-            framed = _framed(_METADATA_SEED, _COMMIT_KEY, _COMMIT.pack(number, self.epoch))
-            writes.put(_COMMIT_KEY, framed, self._metadata_handle)
+
+    def _account(self, batch: _RocksBatch) -> None:
+        """Look at the free room if it is time to, after this batch."""
+        if self.is_full:
+            operations = batch.operations
+            self._deleted.update(
+                operations[place]
+                for place in range(0, len(operations), 3)
+                if type(operations[place + 2]) is not bytes
+            )
+        if (
+            time.monotonic() - self._looked_s >= _LOOK_EVERY_S
+            or self._written_bytes * 4 >= self._reserve.low_bytes > 0
+        ):
+            self._look_at_room()
+
+    def _look_at_room(self) -> None:
+        """Say whether the disk is full; while it is, have deleted records give up their room."""
+        self._looked_s, self._written_bytes = time.monotonic(), 0
+        if not self.is_full:
+            self._set_full(self._reserve.is_low())
+            return
+        for kind in tuple(self._deleted):
+            # What is deleted is known in memory only until so much was written that it goes to a
+            # file, where RocksDB sees that older files are better rewritten: on a full disk nobody
+            # writes so much.
+            with suppress(Exception):  # no room for that either, up to now: again later
+                self._families[kind].flush()
+                self._deleted.discard(kind)
+        self._set_full(not self._reserve.has_room())
 
     def _set_full(self, is_full: bool) -> None:
         if is_full != self.is_full:
@@ -310,9 +366,9 @@ class RocksStore:
             raise RecordDamaged(self._note(kind, key, str(error))) from error
         if framed is None:
             return None
-        if not _fits(kind, key, framed):
-            raise RecordDamaged(self._note(kind, key, _BAD_CHECKSUM))
-        return framed[_CRC_SIZE:]
+        if not fits(kind, key, framed):
+            raise RecordDamaged(self._note(kind, key, BAD_CHECKSUM))
+        return framed[CRC.size :]
 
     def scan(
         self,
@@ -324,7 +380,7 @@ class RocksStore:
     ) -> Iterator[tuple[bytes, bytes]]:
         """Committed records of a kind as (key, value), in order of the keys, or in reverse."""
         note = partial(self._note, kind)
-        reading = _Reading(self._families[kind], kind, note, start, stop, backwards=backwards)
+        reading = Reading(self._families[kind], kind, note, start, stop, backwards=backwards)
         return reading.records()
 
     def _note(self, kind: Kind | None, key: bytes, what: str) -> Damage:
@@ -356,6 +412,85 @@ class RocksStore:
             is_full=self.is_full,
             damaged=self._damaged,
         )
+
+    # -- replication -----------------------------------------------------------------------------
+
+    def attach_feed(self, bytes_max: int, age_max_s: float) -> None:
+        """Keep the commits from the next one on, or change the bounds of those that are kept."""
+        self._feed.attach(bytes_max, age_max_s)
+
+    def detach_feed(self) -> None:
+        """Keep no commits; those that are kept go with the next commit."""
+        self._feed.detach()
+
+    def commits_after(self, number: int) -> Iterator[Commit]:
+        """The durable commits behind that one, in order, without a gap. Raises `FeedGone`."""
+        return self._feed.after(number, self._next_number)
+
+    @contextmanager
+    def snapshot(self) -> Generator[Snapshot, None, None]:
+        """Everything as of one commit, while others go on."""
+        with self._writing:
+            number, epoch = self._last_commit()
+            readings = {
+                kind: Reading(family, kind, partial(self._refuse, kind))
+                for kind, family in self._families.items()
+            }
+        records = (
+            (kind, key, value)
+            for kind, reading in readings.items()
+            for key, value in reading.records()
+        )
+        try:
+            yield Snapshot(number, epoch, records)
+        finally:
+            records.close()
+            readings.clear()  # they hold on to files
+
+    def _refuse(self, kind: Kind, key: bytes, what: str) -> None:
+        self._note(kind, key, what)
+        raise self._damage(f"{what}: {kind.name} {key!r}")
+
+    def load(self, number: int, epoch: int, records: Iterable[tuple[Kind, bytes, bytes]]) -> None:
+        """Take over a snapshot into this store, durably.
+
+        Raises `CommitRefused` when there is anything in it, `StoreError` when it cannot be written.
+        """
+        if self._next_number or any(has_records(family) for family in self._families.values()):
+            raise CommitRefused(
+                f"the store in {self.directory} is not empty: load a snapshot into a new directory"
+            )
+        batch = _RocksBatch(self._handles)
+        batch.seal([self._own_value(_LOADING_KEY, b"%d" % number)])
+        try:
+            with self._writing:
+                for kind, key, value in records:
+                    batch.put(kind, key, value)
+                    if batch.writes.size_in_bytes() >= _LOAD_BATCH_BYTES:
+                        self._db.write(batch.writes)
+                        batch = _RocksBatch(self._handles)
+                self._db.write(batch.writes, self._sync)
+                end = WriteBatch(raw_mode=True)
+                commit = self._own_value(_COMMIT_KEY, _COMMIT.pack(number, epoch))
+                _write_own(end, [commit, self._own_value(_LOADING_KEY, None)])
+                self._db.write(end, self._sync)
+                self.commit_number, self.epoch = number, epoch
+        except StoreError:
+            raise
+        except Exception as error:
+            raise StoreError(
+                f"the snapshot was not loaded into {self.directory}: {error}; "
+                "begin again with a new directory"
+            ) from error
+        self._next_number = number
+
+    def apply(self, commit: Commit, done: Callable[[], None]) -> None:
+        """Make a commit of another store durable. Raises `CommitRefused` if it is not the next."""
+        check_applicable(commit, self._next_number, self.epoch)
+        batch = self.batch()
+        record(batch, commit.operations)
+        self.epoch = commit.epoch
+        self.commit(batch, done)
 
     # -- care ------------------------------------------------------------------------------------
 
@@ -397,6 +532,7 @@ class RocksStore:
         self._closing.set()
         self._work.put(None)
         self._thread.join()
+        self._reserve.close()
         self._detach()
         self._lock.release()
 
@@ -415,11 +551,11 @@ class RocksStore:
             mended = self._mend(logs)
         try:
             try:
-                return _open_rocksdb(records)
+                return open_database(records)
             except Exception as error:
                 if mended or _CORRUPT not in str(error) or not self._mend(logs):
                     raise
-                return _open_rocksdb(records)
+                return open_database(records)
         except StoreError:
             raise
         except Exception as error:
@@ -461,8 +597,8 @@ class RocksStore:
 
     def _attach(self) -> None:
         """Take hold of the column families; check, or write, what the store knows of itself."""
-        self._metadata = self._db.get_column_family(_METADATA)
-        self._metadata_handle = self._db.get_column_family_handle(_METADATA)
+        self._metadata = self._db.get_column_family(METADATA)
+        self._metadata_handle = self._db.get_column_family_handle(METADATA)
         version = self._metadata_value(_FORMAT_KEY)
         if version is not None and (found := _VERSION.unpack(version)[0]) > FORMAT_VERSION:
             raise StoreTooNew(
@@ -481,27 +617,42 @@ class RocksStore:
                 f"({upgrading.decode('ascii', 'replace')}) when the process ended: restore the "
                 "backup that was made before the upgrade"
             )
-        for kind, name in _FAMILIES.items():
+        if loading := self._metadata_value(_LOADING_KEY):
+            raise StoreError(
+                f"the store in {self.directory} was being loaded with the snapshot of commit "
+                f"{loading.decode('ascii', 'replace')} when the process ended: remove the "
+                "directory and load it again"
+            )
+        for kind, name in FAMILIES.items():
             self._families[kind] = self._db.get_column_family(name)
             self._handles[kind] = self._db.get_column_family_handle(name)
         if version is None:
             self._begin()
+        self.commit_number, self.epoch = self._last_commit()
+        self._next_number = self.commit_number
+        self._feed = RocksFeed(
+            self._db.get_column_family(FEED),
+            self._db.get_column_family_handle(FEED),
+            self._metadata_value(_FEED_KEY),
+            self._clock,
+        )
+
+    def _last_commit(self) -> tuple[int, int]:
         commit = self._metadata_value(_COMMIT_KEY)
         if commit is None:
             raise self._damage("the number of the last commit is missing")
-        self.commit_number, self.epoch = cast("tuple[int, int]", _COMMIT.unpack(commit))
-        self._next_number = self.commit_number
+        return cast("tuple[int, int]", _COMMIT.unpack(commit))
 
     def _begin(self) -> None:
         """Make an empty store of these files, which have to be new."""
-        if any(_has_records(family) for family in self._families.values()):
+        if any(has_records(family) for family in self._families.values()):
             raise self._damage("the version of its format is missing")
         batch = WriteBatch(raw_mode=True)
         for key, value in (
             (_FORMAT_KEY, _VERSION.pack(FORMAT_VERSION)),
             (_COMMIT_KEY, _COMMIT.pack(0, 1)),
         ):
-            batch.put(key, _framed(_METADATA_SEED, key, value), self._metadata_handle)
+            batch.put(key, frame(_METADATA_SEED, key, value), self._metadata_handle)
         try:
             self._db.write(batch, self._sync)
         except Exception as error:
@@ -514,9 +665,9 @@ class RocksStore:
             raise self._damage(str(error)) from error
         if framed is None:
             return None
-        if not _fits(_METADATA_SEED, key, framed):
+        if not fits(_METADATA_SEED, key, framed):
             raise self._damage(f"the checksum of its {key.decode()} does not fit")
-        return framed[_CRC_SIZE:]
+        return framed[CRC.size :]
 
     def _damage(self, what: str) -> StoreDamaged:
         return StoreDamaged(f"the store in {self.directory} is damaged: {what}; {_ADVICE_DAMAGED}")
@@ -525,131 +676,13 @@ class RocksStore:
         """Let go of everything that keeps RocksDB open."""
         self._families.clear()
         self._handles.clear()
-        for name in ("_metadata", "_metadata_handle"):
+        for name in ("_metadata", "_metadata_handle", "_feed"):
             with suppress(AttributeError):
                 delattr(self, name)
         # What it could not write to a sorted file on a failing disk is in the log.
         with suppress(Exception):
             self._db.close()
         del self._db
-
-
-class _Reading:
-    """One pass over a column family as it was when the pass began, around what cannot be read.
-
-    RocksDB ends an iteration at a block whose checksum does not fit just as it does at the end of
-    all records; only the status tells. From there on the pass does without RocksDB's checksums,
-    because ours can tell good records of such a block from bad ones, and it skips what is so broken
-    that no records can be found in it.
-    """
-
-    def __init__(
-        self,
-        family: Rdict,
-        seed: int,
-        note: Callable[[bytes, str], object],
-        start: bytes = b"",
-        stop: bytes | None = None,
-        *,
-        backwards: bool = False,
-    ) -> None:
-        """Begin; `note` is told of damage: the key, or the one before it, and what was found.
-
-        A pass `backwards` ends where it meets a block that cannot be read.
-        """
-        self._family = family
-        self._seed = seed
-        self._note = note
-        self._start, self._stop, self._backwards = start, stop, backwards
-        # An iterator is a view of one moment. (A `Snapshot` of rocksdict 0.3.29 is not.)
-        options = self._options(verify=True)
-        # It heeds an upper bound, and a lower one only when it begins there.
-        items = family.items(
-            backwards=backwards, from_key=None if backwards else start, read_opt=options
-        )
-        self._items = cast("Iterator[tuple[bytes, bytes]]", items)
-        self._end = family.iter(options)
-
-    def _options(self, *, verify: bool) -> ReadOptions:
-        options = _read_options(verify=verify)
-        if self._stop is not None:
-            options.set_iterate_upper_bound(self._stop)
-        return options
-
-    def records(self) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values of the good records, in order of the keys."""
-        seed, pack = self._seed, _CRC.pack
-        last: bytes | None = None
-        for last, framed in self._items:
-            if last < self._start:  # backwards
-                return
-            value = framed[_CRC_SIZE:]
-            if framed[:_CRC_SIZE] == pack(crc32(value, crc32(last, seed))):
-                yield last, value
-            else:
-                self._note(last, _BAD_CHECKSUM)
-        if self._backwards:
-            if last is None:
-                self._end.seek_to_last()
-            else:
-                self._end.seek_for_prev(last)
-                if self._end.valid():
-                    self._end.prev()
-        else:
-            _seek_behind(self._end, last, self._start)
-        what = _status(self._end)
-        if what is not None:
-            self._note(last or b"", what)
-            if not self._backwards:
-                yield from self._records_behind(last)
-
-    def _records_behind(self, last: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        """The same without RocksDB's checksums: slower."""
-        options = self._options(verify=False)
-        iterator = self._family.iter(options)
-        _seek_behind(iterator, last, self._start)
-        while True:
-            while iterator.valid():
-                key, framed = cast("tuple[bytes, bytes]", (iterator.key(), iterator.value()))
-                if _fits(self._seed, key, framed):
-                    last = key
-                    yield key, framed[_CRC_SIZE:]
-                else:
-                    self._note(key, _BAD_CHECKSUM)
-                iterator.next()
-            what = _status(iterator)
-            if what is None:
-                return
-            self._note(last or b"", what)
-            readable = self._beyond(last or b"", options)
-            if readable is None:
-                return
-            iterator.seek(readable)
-            last = max(readable, cast("bytes", iterator.key()))  # to get on in any case
-
-    def _beyond(self, start: bytes, options: ReadOptions) -> bytes | None:
-        """The first place behind `start` from where one can read again; None: there is none.
-
-        Found by halving, with keys taken as fractions: a seek fails up to the end of the broken
-        part and works behind it.
-        """
-        iterator = self._family.iter(options)
-        iterator.seek_to_last()
-        if not iterator.valid() or cast("bytes", iterator.key()) <= start:
-            return None
-        readable = cast("bytes", iterator.key())
-        size = max(len(start), len(readable)) + 1
-        low = int.from_bytes(start.ljust(size, b"\0"), "big")
-        high = int.from_bytes(readable.ljust(size, b"\0"), "big")
-        while high - low > 1:
-            middle = (low + high) // 2
-            place = middle.to_bytes(size, "big")
-            iterator.seek(place)
-            if iterator.valid():
-                high, readable = middle, place
-            else:
-                low = middle
-        return readable
 
 
 def rescue(damaged: Path, target: Path) -> tuple[dict[Kind, int], list[Damage]]:
@@ -666,7 +699,7 @@ def rescue(damaged: Path, target: Path) -> tuple[dict[Kind, int], list[Damage]]:
         raise StoreMissing(f"there is no store in {damaged}")
     lock = DirectoryLock(damaged)
     try:
-        source = _open_rocksdb(
+        source = open_database(
             damaged / "records", recovery=DBRecoveryMode.skip_any_corrupted_record()
         )
     except Exception as error:
@@ -677,7 +710,7 @@ def rescue(damaged: Path, target: Path) -> tuple[dict[Kind, int], list[Damage]]:
     counts: dict[Kind, int] = {}
     damages: list[Damage] = []
     try:
-        for kind, name in _FAMILIES.items():
+        for kind, name in FAMILIES.items():
             counts[kind] = _rescue_kind(source.get_column_family(name), kind, store, damages)
     finally:
         store.close()
@@ -694,7 +727,7 @@ def _rescue_kind(family: Rdict, kind: Kind, store: RocksStore, damages: list[Dam
         damages.append(Damage(kind, key, what))
 
     batch, count = store.batch(), 0
-    for key, value in _Reading(family, kind, note).records():
+    for key, value in Reading(family, kind, note).records():
         batch.put(kind, key, value)
         count += 1
         if count % _RESCUE_BATCH_SIZE == 0:
@@ -706,84 +739,6 @@ def _rescue_kind(family: Rdict, kind: Kind, store: RocksStore, damages: list[Dam
 
 def _nothing() -> None:
     """What is to be done after a commit that nobody waits for."""
-
-
-def _open_rocksdb(records: Path, recovery: DBRecoveryMode | None = None) -> Rdict:
-    """Open the database with all column families that it has or should have."""
-    recovery = DBRecoveryMode.tolerate_corrupted_tail_records() if recovery is None else recovery
-    cache = Cache(8 * _MIB)
-    names = {_METADATA, *_FAMILIES.values()}
-    if (records / "CURRENT").exists():
-        names |= set(Rdict.list_cf(str(records))) - {"default"}
-    short_lived = {_FAMILIES[kind] for kind in _SHORT_LIVED}
-    options = _options(cache, recovery, is_short_lived=False)
-    families = {
-        name: _options(cache, recovery, is_short_lived=name in short_lived) for name in names
-    }
-    return Rdict(str(records), options, families)
-
-
-def _options(cache: Cache, recovery: DBRecoveryMode, *, is_short_lived: bool) -> Options:
-    options = Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.create_missing_column_families(True)
-    options.set_wal_recovery_mode(recovery)
-    options.set_paranoid_checks(True)
-    # Messages are compressed already, or small: it would cost the storage thread's processor time.
-    options.set_compression_type(DBCompressionType.none())
-    # Memory: what is not yet in a sorted file, over all kinds, and blocks that were read.
-    options.set_write_buffer_size(8 * _MIB)
-    options.set_db_write_buffer_size(24 * _MIB)
-    table = BlockBasedOptions()
-    table.set_block_cache(cache)
-    options.set_block_based_table_factory(table)
-    options.set_max_open_files(256)
-    # How much log there is bounds how long a start after a crash takes.
-    options.set_max_total_wal_size(64 * _MIB)
-    options.set_bytes_per_sync(_MIB)  # sorted files reach the disk evenly, not all at once
-    options.set_max_background_jobs(2)
-    options.set_keep_log_file_num(2)
-    options.set_max_log_file_size(_MIB)
-    options.set_max_manifest_file_size(4 * _MIB)
-    options.set_stats_dump_period_sec(0)
-    options.set_stats_persist_period_sec(0)
-    if is_short_lived:
-        options.add_compact_on_deletion_collector_factory(8192, 4096, 0.5)
-    return options
-
-
-def _read_options(*, verify: bool) -> ReadOptions:
-    options = ReadOptions()
-    options.set_total_order_seek(True)
-    options.set_verify_checksums(verify)
-    # Nothing that was read without its checksum may stay in the cache, and a scan is read once.
-    cast("Any", options).fill_cache(False)  # the stub of rocksdict forgets the argument
-    return options
-
-
-def _seek_behind(iterator: RdictIter, key: bytes | None, start: bytes) -> None:
-    """Go to the first record behind `key`, or to the first from `start` on."""
-    if key is None:
-        iterator.seek(start)
-        return
-    iterator.seek(key)
-    if iterator.valid() and iterator.key() == key:
-        iterator.next()
-
-
-def _has_records(family: Rdict) -> bool:
-    """Whether there is anything to read, be it good or bad."""
-    iterator = family.iter(_read_options(verify=True))
-    iterator.seek_to_first()
-    return iterator.valid() or _status(iterator) is not None
-
-
-def _status(iterator: RdictIter) -> str | None:
-    try:
-        iterator.status()
-    except Exception as error:  # noqa: BLE001 - rocksdict raises nothing more precise
-        return str(error)
-    return None
 
 
 def _describe(tear: Tear) -> str:

@@ -19,12 +19,9 @@ from ganglion.broker.core.reading import is_source
 from ganglion.broker.core.router import Outlet, Route, Subscription
 from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.timers import Timer
-from ganglion.broker.core.topics import (
-    InvalidTopic,
-    TopicLimit,
-    check_topic_name,
-)
+from ganglion.broker.core.topics import InvalidTopic, TopicLimit, check_topic_name
 from ganglion.broker.net import Endpoint
+from ganglion.protocols.mqtt.acknowledgements import Acknowledgements
 from ganglion.protocols.mqtt.aliases import IncomingAliases, OutgoingAliases
 from ganglion.protocols.mqtt.codec import decode, encode, read_header
 from ganglion.protocols.mqtt.greeting import Authentication, Greeting, reauthenticate
@@ -52,9 +49,10 @@ from ganglion.protocols.mqtt.publishing import (
     FORM_5,
     check_response_topic,
     message_properties,
+    payload_problem,
     wire_form,
 )
-from ganglion.protocols.mqtt.rates import Bucket
+from ganglion.protocols.mqtt.rates import Intake
 from ganglion.protocols.mqtt.reasons import (
     ALLOWED_REASONS,
     MalformedPacket,
@@ -85,19 +83,17 @@ class MqttConnection:
     """The protocol side of one connection with an MQTT client."""
 
     __slots__ = (
-        "_acks_commit",
-        "_acks_of_commit",
-        "_acks_waiting",
         "_aliases_in",
         "_aliases_out",
-        "_bucket",
         "_chunks",
         "_chunks_size",
         "_form",
         "_greeting",
+        "_intake",
         "_needed",
         "_routes",
         "_timer",
+        "acknowledgements",
         "answer",
         "authentication",
         "endpoint",
@@ -113,6 +109,7 @@ class MqttConnection:
     )
 
     endpoint: Endpoint
+    acknowledgements: Acknowledgements
 
     def __init__(self, server: MqttServer) -> None:
         self.server = server
@@ -136,10 +133,7 @@ class MqttConnection:
         self._routes: dict[bytes, Route] = _NO_ROUTES
         self._aliases_in: IncomingAliases | None = None
         self._aliases_out: OutgoingAliases | None = None
-        self._acks_waiting = 0  # effects of commits to come that send acknowledgements
-        self._acks_commit = 0  # the commit that `_acks_of_commit` waits for
-        self._acks_of_commit: list[bytes] = []
-        self._bucket: Bucket | None = None
+        self._intake: Intake | None = None
         self._timer: Timer | None = None
         self._chunks: list[bytes] | None = None  # the beginning of a packet
         self._chunks_size = 0
@@ -150,6 +144,8 @@ class MqttConnection:
     def connected(self, endpoint: Endpoint, now: float) -> None:
         """The connection is there: CONNECT has to follow within a time (3.1.4)."""
         self.endpoint = endpoint
+        node = self.server.node
+        self.acknowledgements = Acknowledgements(endpoint, node.journal.commits, node.statistics)
         self.last_received = now
         timeout_s = self.server.node.limits.connect_timeout_s
         self._timer = self.server.node.timers.at(now + timeout_s, self._no_connect)
@@ -172,15 +168,28 @@ class MqttConnection:
         session = self.session
         if session is not None:
             limits = self.server.node.limits
+            commits = self.server.node.journal.commits
+            recorded = commits.waiting_bytes
+            statistics = self.server.node.statistics
+            received = statistics.publish_received
+            pos = self._read_packets(session, data, pos)
+            if recorded < commits.waiting_bytes > limits.uncommitted_bytes_max:
+                self._hold().wait_for_disk()
             if limits.receive_messages_per_s_max or limits.receive_bytes_per_s_max:
-                received = self.server.node.statistics.publish_received
-                pos = self._read_packets(session, data, pos)
-                received = self.server.node.statistics.publish_received - received
-                self._keep_rate(received, len(data), now)
-            else:
-                pos = self._read_packets(session, data, pos)
+                received = statistics.publish_received - received
+                self._hold().keep_rate(received, len(data), now)
         if pos < len(data) and not self.is_closed:
             self._keep(data, pos)
+
+    def _hold(self) -> Intake:
+        if self._intake is None:
+            self._intake = Intake(self.server.node, self.endpoint, self._read_on)
+        return self._intake
+
+    def _read_on(self) -> None:
+        if not self.is_closed:
+            self.last_received = self.server.node.timers.now
+            self.endpoint.resume_reading()
 
     def end_of_stream(self) -> None:
         """The client sends no more; the endpoint closes and tells `lost`."""
@@ -263,7 +272,7 @@ class MqttConnection:
         unacknowledged_max = node.limits.receive_max if self.version == V5 else _NO_LIMIT
         unacknowledged = 0  # QoS 1 messages of this read: their PUBACKs are sent after it
         publish = node.publish
-        commits = node.journal.commits
+        acknowledgements = self.acknowledgements
         statistics = node.statistics
         routes = self._routes if not node.is_full else _NO_ROUTES
         form = self._form
@@ -354,7 +363,9 @@ class MqttConnection:
                                 message = Message(route.topic, data[payload_at:end], 2)
                                 ack = b"\x50\2" + packet_id
                                 if not self._is_new(session, int.from_bytes(packet_id, "big")):
-                                    self._acknowledge(ack, acks, durable=session.is_durable())
+                                    acknowledgements.send(
+                                        ack, durable=session.is_durable(), at_once=acks
+                                    )
                                     pos = end
                                     continue
                             tail = data[at + 2 : end]
@@ -363,14 +374,9 @@ class MqttConnection:
                             if is_v5 and not count and first == 0x32:
                                 ack = b"\x40\3" + packet_id + b"\x10"  # nobody wants it
                             if message.durable:  # something of this commit was recorded now
-                                if self._acks_commit == commits.number:
-                                    self._acks_of_commit.append(ack)
-                                else:
-                                    self._begin_acks(ack)
-                            elif (
-                                self._acks_waiting or (first == 0x34 and session.expiry_s)
-                            ):  # noted in `_is_new`
-                                self._acknowledge(ack, acks, durable=True)
+                                acknowledgements.recorded(ack)
+                            elif acknowledgements.waiting or (first == 0x34 and session.expiry_s):
+                                acknowledgements.send(ack, durable=True, at_once=acks)
                             else:
                                 acks.append(ack)
                             pos = end
@@ -426,20 +432,6 @@ class MqttConnection:
         self._routes[route.topic.encode()] = renewed
         return renewed
 
-    def _keep_rate(self, messages: int, size_bytes: int, now: float) -> None:
-        """Do not read on until the client is back within its rates."""
-        if self._bucket is None:
-            self._bucket = Bucket()
-        pause_s = self._bucket.take(messages, size_bytes, self.server.node.limits, now)
-        if pause_s > 0 and not self.is_closed:
-            self.endpoint.pause_reading()
-            self.last_received = now + pause_s  # till then it is we who do not listen
-            self.server.node.timers.at(now + pause_s, self._resume_rate)
-
-    def _resume_rate(self, _now: float) -> None:
-        if not self.is_closed:
-            self.endpoint.resume_reading()
-
     # -- QoS 1 and 2 flows -----------------------------------------------------------------------
 
     def _is_new(self, session: Session, packet_id: int) -> bool:
@@ -456,42 +448,9 @@ class MqttConnection:
             self.server.node.journal.put_received(session, packet_id)
         return True
 
-    def _acknowledge(self, ack: bytes, acks: list[bytes] | None, *, durable: bool) -> None:
-        """Send an acknowledgement in order, after the commit of what it acknowledges (4.6)."""
-        if durable or self._acks_waiting:
-            self._acks_commit = 0  # what comes behind this one in the same commit is sent behind it
-            self._acks_waiting += 1
-            self.server.node.journal.commits.after_commit(partial(self._send_waiting_ack, ack))
-        elif acks is not None:
-            acks.append(ack)
-        else:
-            self.endpoint.write(ack)
-            self.server.node.statistics.other_packets_sent += 1
-
-    def _begin_acks(self, ack: bytes) -> None:
-        """The first acknowledgement that waits for the open commit; more are added to the list.
-
-        One effect for all of them: one each made a tenth of what a durable message costs.
-        """
-        commits = self.server.node.journal.commits
-        self._acks_commit = commits.number
-        self._acks_of_commit = [ack]
-        self._acks_waiting += 1
-        commits.after_commit(partial(self._send_acks, self._acks_of_commit))
-
-    def _send_acks(self, acks: list[bytes]) -> None:
-        self._acks_waiting -= 1
-        if not self.is_closed:
-            self.endpoint.write(b"".join(acks))
-            self.server.node.statistics.other_packets_sent += len(acks)
-
-    def _send_waiting_ack(self, ack: bytes) -> None:
-        self._acks_waiting -= 1
-        if not self.is_closed:
-            self.endpoint.write(ack)
-            self.server.node.statistics.other_packets_sent += 1
-
-    def _on_ack(self, session: Session, first: int, packet_id: bytes, acks: list[bytes]) -> bool:
+    def _on_ack(
+        self, session: Session, first: int, packet_id: bytes, acks: list[bytes] | None
+    ) -> bool:
         """An acknowledgement of two bytes; False when the slow path has to say what is wrong."""
         number = packet_id[0] << 8 | packet_id[1]
         if not number:
@@ -500,17 +459,19 @@ class MqttConnection:
             delivery = session.inflight.get(number)
             if delivery is None or delivery[1].qos != 1:
                 return False
-            session.acknowledged(number)
+            session.settle(number, delivery)
         elif first == 0x50:  # PUBREC
             delivery = session.inflight.get(number)
             if delivery is not None and delivery[1].qos != 2:
                 return False
             # an unknown identifier is answered alike: the client may repeat what we have forgotten
             session.received_by_client(number)
-            self._acknowledge(b"\x62\2" + packet_id, acks, durable=session.is_durable())
+            answer, noted = b"\x62\2" + packet_id, session.is_durable()
+            self.acknowledgements.send(answer, durable=noted, at_once=acks)
         elif first == 0x62:  # PUBREL
             self._release(session, number)
-            self._acknowledge(b"\x70\2" + packet_id, acks, durable=session.is_durable())
+            answer, noted = b"\x70\2" + packet_id, session.is_durable()
+            self.acknowledgements.send(answer, durable=noted, at_once=acks)
         else:  # PUBCOMP
             return session.completed(number)
         return True
@@ -532,12 +493,9 @@ class MqttConnection:
                 else:
                     session.received_by_client(number)
                     answer = encode(Pubrel(number), self.version)
-                    self._acknowledge(answer, None, durable=session.is_durable())
+                    self.acknowledgements.send(answer, durable=session.is_durable())
             case Pubrel():
-                acks: list[bytes] = []
-                self._on_ack(session, 0x62, number.to_bytes(2, "big"), acks)
-                if acks:
-                    self.endpoint.write(b"".join(acks))
+                self._on_ack(session, 0x62, number.to_bytes(2, "big"), None)
             case Pubcomp():
                 if delivery is not None:
                     raise ProtocolViolation("PUBCOMP comes before PUBREC (4.3.3)")
@@ -666,15 +624,10 @@ class MqttConnection:
             if not decision.allowed:
                 node.refusals.refuse("publish", client, decision.rule, topic=topic)
                 return Reason.NOT_AUTHORIZED, decision.rule
-        settings = self.server.settings
-        about = message.properties
-        if settings.check_payload_format and about is not None and about.payload_is_text:
-            try:
-                message.payload.decode()
-            except UnicodeDecodeError as error:
-                text = f"payload is not UTF-8: {error.reason} at byte {error.start}"
-                node.refusals.refuse("publish", client, text, topic=topic)
-                return Reason.PAYLOAD_FORMAT_INVALID, text
+        text = payload_problem(message) if self.server.settings.check_payload_format else ""
+        if text:
+            node.refusals.refuse("publish", client, text, topic=topic)
+            return Reason.PAYLOAD_FORMAT_INVALID, text
         return Reason.SUCCESS, ""
 
     def _remember(self, session: Session, topic: str) -> None:
@@ -703,7 +656,7 @@ class MqttConnection:
             session = self.session
             if reason >= Reason.UNSPECIFIED_ERROR and self.version == V5 and session is not None:
                 self._release(session, packet.packet_id)  # it ends here, without PUBREL (4.3.3)
-        self._acknowledge(encode(answer, self.version), None, durable=durable)
+        self.acknowledgements.send(encode(answer, self.version), durable=durable)
 
     def _release(self, session: Session, packet_id: int) -> None:
         """A QoS 2 message with this identifier would be a new one."""
@@ -718,8 +671,11 @@ class MqttConnection:
         reasons, texts, with_retained = subscribe(self.server, session, packet)
         properties = self.reason_string("; ".join(texts))
         answer = encode(Suback(packet.packet_id, reasons, properties), self.version)
-        self._acknowledge(answer, None, durable=session.is_durable())
-        if self._acks_waiting:  # SUBACK comes first
+        is_durable = session.is_durable() or any(
+            is_source(request.topic_filter) for request in packet.requests
+        )
+        self.acknowledgements.send(answer, durable=is_durable)
+        if self.acknowledgements.waiting:  # SUBACK comes first
             send = partial(self._send_retained, with_retained)
             self.server.node.journal.commits.after_commit(send)
         else:
@@ -733,7 +689,7 @@ class MqttConnection:
     def _on_unsubscribe(self, session: Session, packet: Unsubscribe) -> None:
         reasons = unsubscribe(self.server, session, packet)
         answer = encode(Unsuback(packet.packet_id, reasons), self.version)
-        self._acknowledge(answer, None, durable=session.is_durable())
+        self.acknowledgements.send(answer, durable=session.is_durable())
 
     # -- AUTH and DISCONNECT ---------------------------------------------------------------------
 
@@ -791,6 +747,8 @@ class MqttConnection:
     def _check_keep_alive(self, now: float) -> None:
         if self.session is None:
             return
+        if self._intake is not None and self._intake.is_held:
+            self.last_received = now  # it is we who do not listen
         if now < self.last_received + 1.5 * self.keep_alive_s:
             self._watch_keep_alive()
         else:
@@ -871,9 +829,7 @@ class MqttConnection:
     def taken_over(self) -> None:
         """Another connection has opened the session (MQTT-3.1.4-3)."""
         self.session = None
-        self._say_goodbye(
-            Reason.SESSION_TAKEN_OVER, "another connection has this client identifier"
-        )
+        self._say_goodbye(Reason.SESSION_TAKEN_OVER, "another connection has this identifier")
 
     def expel(self, rule: str) -> None:
         """The client may not be connected any more."""

@@ -24,6 +24,7 @@ __all__ = [
     "check_response_topic",
     "message_properties",
     "packet_properties",
+    "payload_problem",
     "wire_form",
 ]
 
@@ -90,6 +91,18 @@ def check_response_topic(topic: str, limits: Limits) -> None:
         check_topic_name(topic, limits)
     except InvalidTopic as error:
         raise ProtocolViolation(f"response topic: {error} (MQTT-3.3.2-14)") from None
+
+
+def payload_problem(message: Message) -> str:
+    """Why the payload is not the text that its publisher says it is (3.3.2.3.2); empty: it is."""
+    about = message.properties
+    if about is None or not about.payload_is_text:
+        return ""
+    try:
+        message.payload.decode()
+    except UnicodeDecodeError as error:
+        return f"payload is not UTF-8: {error.reason} at byte {error.start}"
+    return ""
 
 
 def message_properties(properties: Properties) -> MessageProperties | None:

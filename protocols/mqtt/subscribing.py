@@ -41,12 +41,13 @@ def subscribe(
             "subscription identifiers are not available",
             Reason.SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED,
         )
+    options = packet.properties.user_properties if packet.properties else ()
     reasons: list[int] = []
     texts: list[str] = []
     with_retained: list[Subscription] = []
     for request in packet.requests:
         try:
-            subscription, existed = _subscribe(server, session, request, identifier)
+            subscription, existed = _subscribe(server, session, request, identifier, options)
         except _Refused as refusal:
             reasons.append(refusal.reason)
             texts.append(str(refusal))
@@ -86,7 +87,11 @@ def _check_filter(server: MqttServer, topic_filter: str) -> SharedFilter | None:
 
 
 def _subscribe(
-    server: MqttServer, session: Session, request: SubscriptionRequest, identifier: int
+    server: MqttServer,
+    session: Session,
+    request: SubscriptionRequest,
+    identifier: int,
+    options: tuple[tuple[str, str], ...],
 ) -> tuple[Subscription, bool]:
     settings = server.settings
     topic_filter = request.topic_filter
@@ -115,7 +120,7 @@ def _subscribe(
         identifier=identifier,
     )
     try:
-        return subscription, server.node.subscribe(subscription)
+        return subscription, server.node.subscribe(subscription, options)
     except NotAllowed as error:
         raise _Refused(str(error), Reason.NOT_AUTHORIZED) from None
     except LimitReached as error:

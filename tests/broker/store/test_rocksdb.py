@@ -464,7 +464,7 @@ def put_metadata(store: RocksStore, key: bytes, value: bytes) -> None:
     from ganglion.broker.store import rocksdb  # noqa: PLC0415 - its private parts, here alone
 
     batch = WriteBatch(raw_mode=True)
-    batch.put(key, rocksdb._framed(0, key, value), store._metadata_handle)
+    batch.put(key, rocksdb.frame(0, key, value), store._metadata_handle)
     store._db.write(batch)
 
 

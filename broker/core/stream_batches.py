@@ -1,0 +1,185 @@
+"""How the records of a stream are written in the store: by columns, a batch at a time.
+
+A value is a header of fixed size and one msgpack array of columns. The header alone says which
+range of sequences the batch covers, how many records it has and of what times, so that retention
+and searches decode no records. One call packs a thousand records.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate, repeat
+from struct import Struct
+from typing import Any, NamedTuple
+
+import msgpack
+
+from ganglion.broker.core.message import MessageProperties
+
+__all__ = [
+    "Columns",
+    "Extent",
+    "Record",
+    "RecordBatch",
+    "decode_batch",
+    "encode_batch",
+    "read_extent",
+]
+
+_BATCH_RECORDS_MAX = 1000  # in one record of the store: what is read and decoded at a time
+_BATCH_BYTES_MAX = 1024 * 1024
+_HEADER = Struct(">QIdd")  # last of the range, records, times of the first and the last record
+_pack: Callable[[object], bytes] = msgpack.Packer().pack  # a Packer each time would cost 1 µs
+_PROPERTIES = tuple(each.name for each in fields(MessageProperties))
+
+
+class Record(NamedTuple):
+    """One record of a stream, as it is read."""
+
+    sequence: int
+    time_s: float
+    """When it was appended, in Unix seconds."""
+    topic: str
+    key: str | None
+    payload: bytes
+    properties: MessageProperties | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """Records that are stored as one value, by columns.
+
+    A column that is one value in place of a list has that value for every record.
+    """
+
+    first: int
+    """The first sequence of the range that it covers; what is not there was compacted."""
+    last: int
+    sequences: Sequence[int]
+    times: float | list[float]
+    topics: str | list[str]
+    payloads: list[bytes]
+    keys: list[str | None] | None
+    properties: list[MessageProperties | None] | None
+
+    def records(self, start: int = 0, stop: int | None = None) -> list[Record]:
+        """An object for each record at these indexes."""
+        if stop is None:
+            stop = len(self.payloads)
+        rest: list[Any] = [
+            column[start:stop] if isinstance(column, list) else repeat(column)
+            for column in (self.times, self.topics, self.keys, self.payloads, self.properties)
+        ]
+        # strict is impossible with repeat; the sequences come first and end it
+        return list(map(Record._make, zip(self.sequences[start:stop], *rest, strict=False)))
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What the header of a stored batch says."""
+
+    first: int
+    last: int
+    count: int
+    size_bytes: int
+    time_s: float  # of its last record
+
+
+class Columns:
+    """Records that are not encoded yet."""
+
+    __slots__ = ("keys", "payloads", "properties", "sequences", "times", "topics")
+
+    def __init__(self) -> None:
+        self.topics: list[str] = []
+        self.payloads: list[bytes] = []
+        self.keys: list[str | None] = []
+        self.properties: list[MessageProperties | None] = []
+        self.sequences: list[int] = []  # only where records were taken out
+        self.times: list[float] = []  # as above
+
+    def batches(self, first: int, last: int, time_s: float) -> Iterator[RecordBatch]:
+        """The records in batches that are not too large and together cover the range.
+
+        Without sequences and times of their own they have those of the range, and this time.
+        """
+        total = len(self.payloads)
+        start = 0
+        while True:
+            stop = min(start + _BATCH_RECORDS_MAX, total)
+            payloads = self.payloads[start:stop]
+            if sum(map(len, payloads)) > _BATCH_BYTES_MAX:
+                sizes = list(accumulate(map(len, payloads)))
+                stop = start + max(1, bisect_right(sizes, _BATCH_BYTES_MAX))
+                payloads = self.payloads[start:stop]
+            topics, keys = self.topics[start:stop], self.keys[start:stop]
+            properties = self.properties[start:stop]
+            count = stop - start
+            sequences: Sequence[int]
+            if self.sequences:
+                until = last if stop == total else self.sequences[stop] - 1
+                sequences = self.sequences[start:stop]
+            else:
+                until = first + count - 1
+                sequences = range(first, until + 1)
+            one_topic = count > 0 and topics.count(topics[0]) == count
+            yield RecordBatch(
+                first,
+                max(until, last) if stop == total else until,
+                sequences,
+                self.times[start:stop] if self.times else time_s,
+                topics[0] if one_topic else topics,
+                payloads,
+                None if keys.count(None) == count else keys,
+                None if properties.count(None) == count else properties,
+            )
+            first, start = until + 1, stop
+            if start >= total:
+                return
+
+
+def encode_batch(batch: RecordBatch) -> bytes:
+    times, sequences = batch.times, batch.sequences
+    time_s, last_time_s = (times[0], times[-1]) if isinstance(times, list) else (times, times)
+    properties = batch.properties and [
+        each and [getattr(each, name) for name in _PROPERTIES] for each in batch.properties
+    ]
+    columns = (
+        None if isinstance(times, float) else times,
+        batch.topics,
+        batch.payloads,
+        batch.keys,
+        properties,
+        None if isinstance(sequences, range) else sequences,
+    )
+    return _HEADER.pack(batch.last, len(batch.payloads), time_s, last_time_s) + _pack(columns)
+
+
+def _properties(record: list[Any] | None) -> MessageProperties | None:
+    if record is None:
+        return None
+    values = dict(zip(_PROPERTIES, record, strict=False))  # one that is new since has its default
+    values["user_properties"] = tuple((name, value) for name, value in values["user_properties"])
+    return MessageProperties(**values)
+
+
+def decode_batch(first: int, value: bytes) -> RecordBatch:
+    last, _, time_s, _ = _HEADER.unpack_from(value)
+    times, topics, payloads, keys, properties, sequences = msgpack.unpackb(
+        memoryview(value)[_HEADER.size :]
+    )
+    return RecordBatch(
+        first,
+        last,
+        range(first, last + 1) if sequences is None else sequences,
+        time_s if times is None else times,
+        topics,
+        payloads,
+        keys,
+        properties and [_properties(each) for each in properties],
+    )
+
+
+def read_extent(first: int, value: bytes) -> Extent:
+    last, count, _, time_s = _HEADER.unpack_from(value)
+    return Extent(first, last, count, len(value), time_s)

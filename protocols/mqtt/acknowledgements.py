@@ -1,0 +1,63 @@
+"""The order of acknowledgements when some of them wait for a commit (MQTT 5.0 section 4.6).
+
+What is acknowledged may be durable only later; what is acknowledged behind it must not overtake.
+All that wait for the same commit are sent as one: an effect for each made a tenth of what a durable
+message costs.
+"""
+
+from functools import partial
+
+from ganglion.broker.core.commits import Commits
+from ganglion.broker.core.statistics import Statistics
+from ganglion.broker.net import Endpoint
+
+__all__ = ["Acknowledgements"]
+
+
+class Acknowledgements:
+    """What one connection has to acknowledge."""
+
+    __slots__ = ("_commit", "_commits", "_endpoint", "_of_commit", "_statistics", "waiting")
+
+    def __init__(self, endpoint: Endpoint, commits: Commits, statistics: Statistics) -> None:
+        self.waiting = 0
+        """How many effects of commits to come will send acknowledgements."""
+        self._endpoint = endpoint
+        self._commits = commits
+        self._statistics = statistics
+        self._commit = 0  # which `_of_commit` waits for; 0: nothing more is to be added to it
+        self._of_commit: list[bytes] = []
+
+    def recorded(self, ack: bytes) -> None:
+        """Send it after the commit in which what it acknowledges has just been recorded."""
+        commit = self._commits.number
+        if self._commit == commit:
+            self._of_commit.append(ack)
+            return
+        # Nothing is recorded when it had come before: then there may be no open commit to wait for.
+        self._commit = commit if self._commits.is_open else 0
+        self._of_commit = [ack]
+        self._wait(self._of_commit)
+
+    def send(self, ack: bytes, *, durable: bool, at_once: list[bytes] | None = None) -> None:
+        """Send it, after what waits, and if it is `durable` after what was recorded so far.
+
+        One that can be sent now is put to `at_once` if the caller has such a list.
+        """
+        if durable or self.waiting:
+            self._commit = 0  # what comes behind this one in the same commit is sent behind it
+            self._wait([ack])
+        elif at_once is not None:
+            at_once.append(ack)
+        else:
+            self._endpoint.write(ack)
+            self._statistics.other_packets_sent += 1
+
+    def _wait(self, acks: list[bytes]) -> None:
+        self.waiting += 1
+        self._commits.after_commit(partial(self._send, acks))
+
+    def _send(self, acks: list[bytes]) -> None:
+        self.waiting -= 1
+        self._endpoint.write(b"".join(acks))  # nothing happens when it is closed
+        self._statistics.other_packets_sent += len(acks)
