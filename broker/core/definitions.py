@@ -16,6 +16,7 @@ from ganglion import GanglionError
 __all__ = [
     "InvalidDefinition",
     "check_name",
+    "check_number",
     "options_from_text",
     "parse_option",
     "split_options",
@@ -52,6 +53,12 @@ def check_name(name: str, what: str) -> None:
         )
 
 
+def check_number(option: str, value: float, least: float, most: float) -> None:
+    """Raise `InvalidDefinition` unless the value of the option is within these bounds."""
+    if not least <= value <= most:
+        raise InvalidDefinition(f"option {option} is {value:g}; it must be {least:g} to {most:g}")
+
+
 def split_options(name: str) -> tuple[str, list[tuple[str, str]]]:
     """``name?option=value&flag`` as the name and its options, percent-decoded."""
     name, _, query = name.partition("?")
@@ -82,7 +89,9 @@ def options_from_text(
     definition: _Definition, options: Iterable[tuple[str, str]]
 ) -> dict[str, Any]:
     """Options given as text, by field of the definition. Raises `InvalidDefinition`."""
-    kinds = {each.name: type(getattr(definition, each.name)) for each in fields(definition)}
+    kinds: dict[str, type[Any]] = {
+        each.name: type(getattr(definition, each.name)) for each in fields(definition)
+    }
     found: dict[str, Any] = {}
     for option, text in options:
         field = option.replace("-", "_")

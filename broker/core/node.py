@@ -55,7 +55,9 @@ from ganglion.broker.core.router import (
 )
 from ganglion.broker.core.sessions import NEVER_EXPIRES, Session, Sink, Source, Will
 from ganglion.broker.core.statistics import Statistics
-from ganglion.broker.core.streams import STREAM_PREFIX, StreamDefinition, Streams
+from ganglion.broker.core.stream import STREAM_PREFIX
+from ganglion.broker.core.stream_definition import StreamDefinition
+from ganglion.broker.core.streams import Streams
 from ganglion.broker.core.sys_topics import SysTopics
 from ganglion.broker.core.timers import Timers
 from ganglion.broker.core.topics import split_shared

@@ -629,7 +629,7 @@ class Queue:
     def _unlock(self, delivery: Delivery) -> None:
         """The next message with the same key may be given out."""
         about = delivery[0].properties
-        if about is None or about.key not in self._locked or about.key is None:
+        if about is None or about.key is None or about.key not in self._locked:
             return
         self._locked.discard(about.key)
         waiting = self._aside.get(about.key)

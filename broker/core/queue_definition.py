@@ -3,17 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ganglion.broker.core.definitions import InvalidDefinition, check_name
+from ganglion.broker.core.definitions import InvalidDefinition, check_name, check_number
 
 __all__ = ["QueueDefinition"]
 
 _OVERFLOWS = ("reject", "drop-oldest", "dead-letter")
 _PRIORITIES_MAX = 10
-
-
-def _number(option: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:
-        raise InvalidDefinition(f"option {option} is {value:g}; it must be {least:g} to {most:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +47,15 @@ class QueueDefinition:
         """Check every option."""
         check_name(self.name, "queue")
         year_s = 366 * 86_400.0
-        _number("lease_s", self.lease_s, 0.001, year_s)
-        _number("max_deliveries", self.max_deliveries, 0, 2**31)
-        _number("backoff_s", self.backoff_s, 0, year_s)
-        _number("backoff_max_s", self.backoff_max_s, 0, year_s)
-        _number("ttl_s", self.ttl_s, 0, 100 * year_s)
-        _number("priorities", self.priorities, 1, _PRIORITIES_MAX)
-        _number("max_messages", self.max_messages, 0, 2**53)
-        _number("max_bytes", self.max_bytes, 0, 2**53)
-        _number("deduplication_s", self.deduplication_s, 0, year_s)
+        check_number("lease_s", self.lease_s, 0.001, year_s)
+        check_number("max_deliveries", self.max_deliveries, 0, 2**31)
+        check_number("backoff_s", self.backoff_s, 0, year_s)
+        check_number("backoff_max_s", self.backoff_max_s, 0, year_s)
+        check_number("ttl_s", self.ttl_s, 0, 100 * year_s)
+        check_number("priorities", self.priorities, 1, _PRIORITIES_MAX)
+        check_number("max_messages", self.max_messages, 0, 2**53)
+        check_number("max_bytes", self.max_bytes, 0, 2**53)
+        check_number("deduplication_s", self.deduplication_s, 0, year_s)
         if self.overflow not in _OVERFLOWS:
             raise InvalidDefinition(
                 f"option overflow is {self.overflow!r}; it must be {', '.join(_OVERFLOWS)}"
@@ -79,4 +74,5 @@ class QueueDefinition:
     @staticmethod
     def from_record(record: dict[str, Any]) -> "QueueDefinition":
         """Back from `to_record`."""
-        return QueueDefinition(**{**record, "bindings": tuple(record["bindings"])})
+        options: dict[str, Any] = {**record, "bindings": tuple(record["bindings"])}
+        return QueueDefinition(**options)

@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING
 from ganglion.broker.core.definitions import InvalidDefinition, split_options
 from ganglion.broker.core.message import Message, MessageProperties, Terms
 from ganglion.broker.core.queue import QUEUE_PREFIX
-from ganglion.broker.core.streams import STREAM_PREFIX, Record
+from ganglion.broker.core.stream import STREAM_PREFIX
+from ganglion.broker.core.stream_batches import Record
 from ganglion.broker.core.topics import split_shared
 
 if TYPE_CHECKING:
     from ganglion.broker.core.queue import Queue
     from ganglion.broker.core.sessions import Session
-    from ganglion.broker.core.streams import Follower, Member, Stream
+    from ganglion.broker.core.stream import Stream
+    from ganglion.broker.core.stream_groups import Follower, Member
 
 __all__ = [
     "DELIVERY_COUNT",

@@ -22,7 +22,7 @@ _pack: Callable[[object], bytes] = msgpack.Packer().pack  # a Packer each time w
 _RETAIN = 4  # beside the QoS in the flags of a message
 
 
-def properties_record(properties: MessageProperties | None) -> list[Any] | None:
+def _properties_record(properties: MessageProperties | None) -> list[Any] | None:
     if properties is None:
         return None
     return [
@@ -38,7 +38,7 @@ def properties_record(properties: MessageProperties | None) -> list[Any] | None:
     ]
 
 
-def properties_from_record(record: list[Any] | None) -> MessageProperties | None:
+def _properties_from_record(record: list[Any] | None) -> MessageProperties | None:
     if record is None:
         return None
     return MessageProperties(
@@ -63,7 +63,7 @@ def encode_message(message: Message, wall_clock_offset_s: float) -> bytes:
             message.payload,
             message.qos | _RETAIN * message.retain,
             None if expires_at is None else expires_at + wall_clock_offset_s,
-            properties_record(message.properties),
+            _properties_record(message.properties),
         )
     )
 
@@ -73,7 +73,7 @@ def decode_message(record: bytes, wall_clock_offset_s: float) -> Message:
     topic, payload, flags, expires, properties = msgpack.unpackb(record)
     expires_at = None if expires is None else expires - wall_clock_offset_s
     return Message(
-        topic, payload, flags & 3, flags >= _RETAIN, properties_from_record(properties), expires_at
+        topic, payload, flags & 3, flags >= _RETAIN, _properties_from_record(properties), expires_at
     )
 
 
@@ -102,7 +102,7 @@ def encode_entries(entries: Sequence[Entry], time_s: float, wall_clock_offset_s:
                 (
                     flags,
                     None if expires_at is None else expires_at + wall_clock_offset_s,
-                    properties_record(message.properties),
+                    _properties_record(message.properties),
                     _terms_record(terms),
                 )
             )
@@ -127,13 +127,14 @@ def decode_entries(
     `shared` finds a message that is stored by itself; an entry whose message it does not find has
     None.
     """
-    time_s, topics, payloads, rests = msgpack.unpackb(value)
-    many_topics = type(topics) is list
+    columns: tuple[float, Any, Any, Any] = msgpack.unpackb(value)
+    time_s, topics, payloads, rests = columns
+    many_topics = not isinstance(topics, str)
     one_rest = type(rests) is int
     plain = PLAIN_TERMS[1]
     entries: list[tuple[Message | None, Terms, str | None]] = []
     for index, payload in enumerate(payloads):
-        rest = rests if one_rest else rests[index]
+        rest: Any = rests if one_rest else rests[index]
         terms, group = plain, None
         message: Message | None
         if type(rest) is int:
@@ -151,7 +152,7 @@ def decode_entries(
                 payload,
                 flags & 3,
                 flags >= _RETAIN,
-                None if properties is None else properties_from_record(properties),
+                None if properties is None else _properties_from_record(properties),
                 None if expires is None else expires - wall_clock_offset_s,
             )
         entries.append((message, terms, group))
@@ -166,7 +167,7 @@ def _terms_record(terms: Terms) -> tuple[Any, ...] | None:
     return (terms.qos, terms.retain, terms.identifiers, name)
 
 
-def _terms(record: list[Any]) -> tuple[Terms, str | None]:
+def _terms(record: tuple[int, bool, list[int], str | None]) -> tuple[Terms, str | None]:
     qos, retain, identifiers, group = record
     if not retain and not identifiers:
         return PLAIN_TERMS[qos], group

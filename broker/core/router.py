@@ -61,11 +61,11 @@ class Outlet(Protocol):
 class Receiver(Protocol):
     """What messages are routed to: a session, a queue, a stream."""
 
-    def deliver(self, message: Message, terms: Terms) -> None:
+    def deliver(self, message: Message, terms: Terms, /) -> None:
         """Send or keep the message on these terms, or drop and count it."""
         ...
 
-    def outlet(self, form: int) -> Outlet | None:
+    def outlet(self, form: int, /) -> Outlet | None:
         """Where plain QoS 0 messages in this wire form may go as they are; None: nowhere."""
         ...
 

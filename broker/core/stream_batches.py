@@ -62,6 +62,11 @@ class RecordBatch:
     keys: list[str | None] | None
     properties: list[MessageProperties | None] | None
 
+    @property
+    def last_time_s(self) -> float:
+        """When the last record was appended, in Unix seconds."""
+        return self.times[-1] if isinstance(self.times, list) else self.times
+
     def records(self, start: int = 0, stop: int | None = None) -> list[Record]:
         """An object for each record at these indexes."""
         if stop is None:
@@ -80,9 +85,13 @@ class Extent:
 
     first: int
     last: int
+    """The last sequence of the range that it covers."""
     count: int
+    """How many records it has."""
     size_bytes: int
-    time_s: float  # of its last record
+    """As it is stored."""
+    time_s: float
+    """Of its last record."""
 
 
 class Columns:
@@ -98,6 +107,15 @@ class Columns:
         self.sequences: list[int] = []  # only where records were taken out
         self.times: list[float] = []  # as above
 
+    def append(self, record: Record) -> None:
+        """Add a record that was stored before, with its sequence and its time."""
+        self.topics.append(record.topic)
+        self.payloads.append(record.payload)
+        self.keys.append(record.key)
+        self.properties.append(record.properties)
+        self.sequences.append(record.sequence)
+        self.times.append(record.time_s)
+
     def batches(self, first: int, last: int, time_s: float) -> Iterator[RecordBatch]:
         """The records in batches that are not too large and together cover the range.
 
@@ -106,30 +124,25 @@ class Columns:
         total = len(self.payloads)
         start = 0
         while True:
-            stop = min(start + _BATCH_RECORDS_MAX, total)
-            payloads = self.payloads[start:stop]
-            if sum(map(len, payloads)) > _BATCH_BYTES_MAX:
-                sizes = list(accumulate(map(len, payloads)))
-                stop = start + max(1, bisect_right(sizes, _BATCH_BYTES_MAX))
-                payloads = self.payloads[start:stop]
+            stop = self._end_of_batch(start)
             topics, keys = self.topics[start:stop], self.keys[start:stop]
             properties = self.properties[start:stop]
             count = stop - start
-            sequences: Sequence[int]
+            sequences: Sequence[int] = ()
+            until = first + count - 1
             if self.sequences:
-                until = last if stop == total else self.sequences[stop] - 1
+                until = self.sequences[stop] - 1 if stop < total else last
                 sequences = self.sequences[start:stop]
-            else:
-                until = first + count - 1
+            elif total:
                 sequences = range(first, until + 1)
             one_topic = count > 0 and topics.count(topics[0]) == count
             yield RecordBatch(
                 first,
-                max(until, last) if stop == total else until,
+                until if stop < total else last,
                 sequences,
                 self.times[start:stop] if self.times else time_s,
                 topics[0] if one_topic else topics,
-                payloads,
+                self.payloads[start:stop],
                 None if keys.count(None) == count else keys,
                 None if properties.count(None) == count else properties,
             )
@@ -137,20 +150,31 @@ class Columns:
             if start >= total:
                 return
 
+    def _end_of_batch(self, start: int) -> int:
+        """Where the batch ends that begins at this index."""
+        payloads = self.payloads[start : start + _BATCH_RECORDS_MAX]
+        if sum(map(len, payloads)) <= _BATCH_BYTES_MAX:
+            return start + len(payloads)
+        return start + max(1, bisect_right(list(accumulate(map(len, payloads))), _BATCH_BYTES_MAX))
+
 
 def encode_batch(batch: RecordBatch) -> bytes:
+    """The batch as it is stored; its first sequence is in the key."""
     times, sequences = batch.times, batch.sequences
     time_s, last_time_s = (times[0], times[-1]) if isinstance(times, list) else (times, times)
-    properties = batch.properties and [
-        each and [getattr(each, name) for name in _PROPERTIES] for each in batch.properties
-    ]
+    properties = None
+    if batch.properties is not None:
+        properties = [
+            None if each is None else [getattr(each, name) for name in _PROPERTIES]
+            for each in batch.properties
+        ]
     columns = (
         None if isinstance(times, float) else times,
         batch.topics,
         batch.payloads,
         batch.keys,
         properties,
-        None if isinstance(sequences, range) else sequences,
+        None if isinstance(sequences, range) else list(sequences),
     )
     return _HEADER.pack(batch.last, len(batch.payloads), time_s, last_time_s) + _pack(columns)
 
@@ -164,6 +188,7 @@ def _properties(record: list[Any] | None) -> MessageProperties | None:
 
 
 def decode_batch(first: int, value: bytes) -> RecordBatch:
+    """Back from `encode_batch`."""
     last, _, time_s, _ = _HEADER.unpack_from(value)
     times, topics, payloads, keys, properties, sequences = msgpack.unpackb(
         memoryview(value)[_HEADER.size :]
@@ -181,5 +206,6 @@ def decode_batch(first: int, value: bytes) -> RecordBatch:
 
 
 def read_extent(first: int, value: bytes) -> Extent:
+    """What the header of a stored batch says; nothing else is decoded."""
     last, count, _, time_s = _HEADER.unpack_from(value)
     return Extent(first, last, count, len(value), time_s)

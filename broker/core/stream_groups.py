@@ -14,7 +14,7 @@ from ganglion.broker.core.stream_batches import Record, RecordBatch
 from ganglion.broker.store import Kind
 
 if TYPE_CHECKING:
-    from ganglion.broker.core.streams import Stream
+    from ganglion.broker.core.stream import Stream
 
 __all__ = ["TAKE_BYTES", "Follower", "Group", "GroupStatistics", "Member"]
 
@@ -63,10 +63,10 @@ class Follower:
         self._batch: RecordBatch | None = None
 
     def take(self, count_max: int, bytes_max: int = TAKE_BYTES) -> list[Record]:
-        """The next committed records: at most so many, and so many bytes of payloads unless the
-        first alone has more.
+        """The next committed records: at most so many, and so many bytes of payloads.
 
-        When there are none, `wake` is called once as soon as there are (or it is ended).
+        The first one comes also if it alone has more bytes. When there are none, `wake` is called
+        once as soon as there are (or it is ended).
         """
         taken: list[Record] = []
         if self.is_ended or count_max <= 0:

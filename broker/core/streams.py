@@ -1,635 +1,165 @@
-"""Event streams: records that are kept in order, read again and again, and followed live.
+"""The streams of a node: which there are, and what is bound to them.
 
-A record gets its number, its *sequence*, when it is appended: 1, 2, 3 without gaps. It can be read
-once its commit is durable. What is appended within one commit is stored as a few *batches* of up
-to 1,000 records or 1 MiB, each one value of columns behind a header, so that neither an append nor
-a read costs an operation or an object per record.
-
-=============  ===========================================================================
-STREAM         name → [identifier, definition]; name, NUL → [first, next, records, bytes, time]
-STREAM_BATCH   identifier, sequence of the first → header, columns
-STREAM_KEY     identifier, key → sequence of the last record with that key
-STREAM_GROUP   identifier, name → position
-=============  ===========================================================================
-
-A batch covers a range of sequences, from its key to the last one that its header names, and the
-ranges follow each other without a gap. Compaction takes records out of a range and joins ranges,
-but leaves no range uncovered. So a gap between two ranges is damage, and a reader is told of it
-(`Follower.damaged`).
-
-Records committed together have one time, in Unix seconds; it never goes back within a stream,
-whatever the wall clock does.
-
-Retention drops whole batches. By records and bytes a batch goes when what is left without it still
-reaches the limit: at least so much is kept, and at most one batch more. By age it goes when its
-last record is too old. What came with the latest commit counts, but is not dropped before the next.
-
-Only a stream that is declared ``keyed`` (or ``compact``) has the records by key: they cost a
-write per key and commit, and could not be made later without reading all of the stream. The
-version of a key outlives its record when that is dropped by retention, not when a tombstone goes.
-
-Compaction passes over the stream in the background, a bounded step at a time, when half of it is
-new or once an hour. It keeps the last record of every key, and every record without one. A last
-record with an empty payload is a tombstone: it goes with a pass after ``tombstone_keep_s``. How
-far passes came is not stored: after a restart they begin anew.
+A definition is recorded under the stream's name, with the identifier under which the store has its
+records. What a stream does with them is in `stream`.
 """
 
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from itertools import repeat
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
 
-from ganglion import GanglionError
 from ganglion.broker.core.backlog import Shelf
-from ganglion.broker.core.definitions import InvalidDefinition, check_name
-from ganglion.broker.core.message import Message, MessageProperties, Terms
+from ganglion.broker.core.definitions import InvalidDefinition
+from ganglion.broker.core.router import Bound
 from ganglion.broker.core.statistics import Statistics
-from ganglion.broker.core.timers import Timer
-from ganglion.broker.store import Kind, RecordDamaged
+from ganglion.broker.core.stream import (
+    STREAM_PREFIX,
+    Stream,
+    StreamMissing,
+    StreamState,
+    state_key,
+)
+from ganglion.broker.core.stream_definition import StreamDefinition
+from ganglion.broker.core.stream_groups import Group
+from ganglion.broker.store import Kind
 
-if TYPE_CHECKING:
-    from ganglion.broker.core.router import Outlet
-
-__all__ = [
-    "STREAM_PREFIX",
-    "Appended",
-    "Follower",
-    "Group",
-    "GroupMissing",
-    "GroupStatistics",
-    "Member",
-    "Record",
-    "RecordBatch",
-    "RecordTooLarge",
-    "Stream",
-    "StreamDefinition",
-    "StreamMissing",
-    "StreamNotKeyed",
-    "StreamStatistics",
-    "Streams",
-    "WrongExpectedVersion",
-]
-
-STREAM_PREFIX: Final = "$stream/"
-"""A publication to this and the name of a stream is appended to that stream alone."""
+__all__ = ["Streams"]
 
 _STREAMS_MAX = 100_000  # each costs some KB of memory and a place in the router
-_GROUPS_MAX = 1000  # of one stream: they are in memory all the time
-_TAIL_BATCHES_MAX = 32  # the last ones, in memory for those who follow live
-_TAIL_BYTES_MAX = 2 * 1024 * 1024
-_DROPPED_MAX = 64  # batches that one commit drops; the rest follows in the next
-_AGE_LOOK_S = 1.0  # at least between two looks at the age of the first batch
-_COMPACT_AFTER_S = 10.0  # after an append, and between two looks whether a pass is due
-_COMPACT_AT_LEAST_S = 3600.0  # a pass is due then, however little is new
-_COMPACT_STEP_RECORDS = 2000  # of one step: some ms, for each key is looked up
-_COMPACT_STEP_PAUSE_S = 0.02
-
 _ID = Struct(">Q")
-_KEY = Struct(">QQ")
-_pack: Callable[[object], bytes] = msgpack.Packer().pack  # a Packer each time would cost 1 µs
+_EMPTY: StreamState = (1, 1, 0, 0, 0.0)
 
 
-class StreamMissing(GanglionError):
-    """There is no stream of this name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"there is no stream {name!r}")
-
-
-class GroupMissing(GanglionError):
-    """The stream has no consumer group of this name."""
-
-    def __init__(self, stream: str, name: str) -> None:
-        super().__init__(f"stream {stream!r} has no group {name!r}")
-
-
-class StreamNotKeyed(GanglionError):
-    """Versions of keys were asked for, and the stream does not keep them."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(
-            f"stream {stream!r} does not keep versions of keys; declare it with option keyed"
-        )
-
-
-class RecordTooLarge(GanglionError):
-    """A record is larger than the stream takes; nothing was appended."""
-
-    def __init__(self, stream: str, size_bytes: int, limit_bytes: int) -> None:
-        super().__init__(
-            f"a record of {size_bytes} bytes is over max_record_bytes of stream {stream!r}, "
-            f"{limit_bytes}"
-        )
-
-
-class WrongExpectedVersion(GanglionError):
-    """Somebody else appended with this key meanwhile; nothing was appended now."""
-
-    def __init__(self, key: str, expected: int, actual: int) -> None:
-        super().__init__(
-            f"the last record with key {key!r} is {actual}, and {expected} was expected; "
-            "read what is new and try again"
-        )
-        self.key = key
-        self.expected = expected
-        self.actual = actual
-        """Sequence of the last record with that key, committed or about to be; 0: there is none."""
-
-
-def _number(option: str, value: float, most: float) -> None:
-    if not 0 <= value <= most:
-        raise InvalidDefinition(f"option {option} is {value:g}; it must be 0 to {most:g}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamDefinition:
-    """What a stream is to be. Raises `InvalidDefinition` for an option out of range."""
-
-    name: str
-    bindings: tuple[str, ...] = ()
-    """Topic filters: what is published there is appended, whatever its QoS."""
-    max_age_s: float = 0.0
-    """How long records are kept; 0: for good."""
-    max_bytes: int = 0
-    """How much is kept, as it is stored; 0: any number."""
-    max_records: int = 0
-    keyed: bool = False
-    """Whether the version of each key is kept, for appends that expect one."""
-    compact: bool = False
-    """Whether only the last record of each key is kept in the end; such a stream is keyed."""
-    tombstone_keep_s: float = 86_400.0
-    """How long a last record with an empty payload is kept."""
-    max_record_bytes: int = 0
-    """How large the payload of a record may be; 0: any size."""
-
-    def __post_init__(self) -> None:
-        """Check every option."""
-        check_name(self.name, "stream")
-        century_s = 100 * 366 * 86_400.0
-        _number("max_age_s", self.max_age_s, century_s)
-        _number("max_bytes", self.max_bytes, 2**53)
-        _number("max_records", self.max_records, 2**53)
-        _number("tombstone_keep_s", self.tombstone_keep_s, century_s)
-        _number("max_record_bytes", self.max_record_bytes, 2**31)
-
-    @property
-    def is_keyed(self) -> bool:
-        """Whether the version of each key is kept."""
-        return self.keyed or self.compact
-
-    def to_record(self) -> dict[str, Any]:
-        """As it is stored."""
-        return asdict(self)
-
-    @staticmethod
-    def from_record(record: dict[str, Any]) -> "StreamDefinition":
-        """Back from `to_record`."""
-        return StreamDefinition(**{**record, "bindings": tuple(record["bindings"])})
-
-
-class Appended(NamedTuple):
-    """Which sequences an append got; durable only after the commit (`Commits.after_commit`)."""
-
-    first: int
-    last: int
-    """One less than `first` when nothing was given."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStatistics:
-    """How a stream stands."""
-
-    first: int
-    """The first sequence that is kept; one more than `last` when there is none."""
-    last: int
-    """The last sequence that is committed; 0: there was none yet."""
-    records: int
-    bytes: int
-    """As they are stored."""
-    followers: int
-    """Groups that have had members are among them."""
-    groups: tuple[GroupStatistics, ...] = field(default=())
-
-
-class Stream:
-    """One stream; `Streams.declare` makes it."""
+class Streams:
+    """All streams of a node, by name."""
 
     def __init__(
         self,
-        definition: StreamDefinition,
-        identifier: int,
         shelf: Shelf,
         statistics: Statistics,
-        state: tuple[int, int, int, int, float],
+        bind: Callable[[Bound, str], None],
+        unbind: Callable[[Bound, str], None],
     ) -> None:
-        self.definition = definition
-        self.identifier = identifier
-        self.shelf = shelf
-        self.groups: dict[str, Group] = {}
-        self.is_deleted = False
-        self.first, self._next, self._count, self._size_bytes, self._time_s = state
-        self.last = self._next - 1
-        """The last sequence that is committed; `first` is the first that is kept."""
+        """Make the streams that are recorded. `bind` has the router lead a filter to a receiver."""
+        self._shelf = shelf
         self._statistics = statistics
-        self._topic = STREAM_PREFIX + definition.name
-        self._open = Columns()
-        self._is_noted = self._is_changed = False
-        # Versions of keys that the store does not have yet: of the open batch, and under way
-        self._versions: dict[str, int] = {}
-        self._versions_under_way: dict[str, int] = {}
-        self._head: Extent | None = None  # the first batch, as far as it was looked at
-        self._followers: dict[Follower, None] = {}
-        self._waiting: list[Follower] = []
-        self._tail: deque[RecordBatch] = deque()
-        self._tail_bytes = 0
-        self._age_timer: Timer | None = None
-        self._compact_timer: Timer | None = None
-        self._compact_from = 0  # where the next step of a pass begins; 0: there is no pass
-        self._pass_began = (0, 0.0)  # the last sequence then, and when (monotonic)
-        self._clean_to = 0  # what a whole pass has seen
-        self._tombstone_due_s: float | None = None  # Unix: when the next one may go, as far as seen
-        self._is_rewriting = False
-        self.watch()
+        self._bind = bind
+        self._unbind = unbind
+        self._streams: dict[str, Stream] = {}
+        self._next_id = 1
+        self._load()
 
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self.definition.name
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(list(self._streams.values()))
 
-    def statistics(self) -> StreamStatistics:
-        """How it stands."""
-        return StreamStatistics(
-            self.first,
-            self.last,
-            self._count,
-            self._size_bytes,
-            len(self._followers),
-            tuple(group.statistics() for group in self.groups.values()),
-        )
+    def __len__(self) -> int:
+        return len(self._streams)
 
-    # -- appending -------------------------------------------------------------------------------
+    def find(self, name: str) -> Stream | None:
+        """The stream of this name, if there is one."""
+        return self._streams.get(name)
 
-    def append(
-        self,
-        payloads: Sequence[bytes],
-        *,
-        topic: str | None = None,
-        keys: Sequence[str | None] | None = None,
-        properties: Sequence[MessageProperties | None] | None = None,
-        expected: Mapping[str, int] | None = None,
-    ) -> Appended:
-        """Append records, all or none; `keys` and `properties` are columns beside the payloads.
+    def get(self, name: str) -> Stream:
+        """The stream of this name. Raises `StreamMissing`."""
+        stream = self._streams.get(name)
+        if stream is None:
+            raise StreamMissing(name)
+        return stream
 
-        `topic` is ``$stream/{name}`` if None. `expected` names for keys the sequence of the last
-        record with that key, 0 where there must be none. Raises `WrongExpectedVersion`,
-        `RecordTooLarge`, `StreamNotKeyed`, `StreamMissing`; nothing is appended then.
+    def declare(self, definition: StreamDefinition) -> Stream:
+        """The stream, made if it is not there, and as the definition says from now on.
+
+        Raises `InvalidDefinition`, also where an existing stream cannot become like this.
         """
-        count = len(payloads)
-        for column in (keys, properties):
-            if column is not None and len(column) != count:
-                raise ValueError(f"{count} payloads and a column of {len(column)}")
-        if self.is_deleted:
-            raise StreamMissing(self.name)
-        limit = self.definition.max_record_bytes
-        if limit and count:
-            size_bytes = max(map(len, payloads))
-            if size_bytes > limit:
-                raise RecordTooLarge(self.name, size_bytes, limit)
-        for key, version in (expected or {}).items():
-            actual = self.version(key)
-            if actual != version:
-                raise WrongExpectedVersion(key, version, actual)
-        first = self._next
-        if not count:
-            return Appended(first, first - 1)
-        last = first + count - 1
-        columns = self._open
-        columns.payloads.extend(payloads)
-        columns.topics.extend(repeat(self._topic if topic is None else topic, count))
-        columns.keys.extend(repeat(None, count) if keys is None else keys)
-        columns.properties.extend(repeat(None, count) if properties is None else properties)
-        if keys is not None and self.definition.is_keyed:
-            for sequence, each in enumerate(keys, first):
-                if each is not None:
-                    self._versions[each] = sequence
-        self._next = last + 1
-        self._note()
-        return Appended(first, last)
+        stream = self._streams.get(definition.name)
+        if stream is None:
+            if len(self._streams) >= _STREAMS_MAX:
+                raise InvalidDefinition(f"there are {_STREAMS_MAX} streams already")
+            stream = self._open(definition, self._next_id, _EMPTY)
+            self._next_id += 1
+            stream.note_state()
+            self._record(stream)
+        elif stream.definition != definition:
+            was = stream.definition
+            if definition.is_keyed and not was.is_keyed and stream.last:
+                raise InvalidDefinition(
+                    f"stream {stream.name} has records and no versions of their keys: it can only "
+                    "become keyed by deleting it"
+                )
+            for topic_filter in was.bindings:
+                if topic_filter not in definition.bindings:
+                    self._unbind(stream, topic_filter)
+            stream.configure(definition)
+            self._bind_all(stream)  # routes say whether to ask the stream for room
+            self._record(stream)
+        return stream
 
-    def version(self, key: str) -> int:
-        """Sequence of the last record with the key, committed or about to be; 0: there is none.
+    def bind(self, stream: Stream, topic_filter: str) -> None:
+        """Let what is published there be appended to the stream; harmless if it is."""
+        if topic_filter not in stream.definition.bindings:
+            bindings = (*stream.definition.bindings, topic_filter)
+            self.declare(replace(stream.definition, bindings=bindings))
 
-        Raises `StreamNotKeyed`.
-        """
-        if not self.definition.is_keyed:
-            raise StreamNotKeyed(self.name)
-        found = self._versions.get(key) or self._versions_under_way.get(key)
-        if found is not None:
-            return found
-        try:
-            value = self.shelf.store.get(Kind.STREAM_KEY, self._version_key(key))
-        except RecordDamaged:
-            return self._version_by_reading(key)
-        return 0 if value is None else _ID.unpack(value)[0]
+    def unbind(self, stream: Stream, topic_filter: str) -> None:
+        """Take a binding back; harmless if there is none."""
+        bindings = tuple(each for each in stream.definition.bindings if each != topic_filter)
+        self.declare(replace(stream.definition, bindings=bindings))
 
-    def deliver(self, message: Message, _terms: Terms) -> None:
-        """Append the message; one that is too large is dropped (ask `refusal` first).
+    def delete(self, name: str) -> None:
+        """Delete the stream and everything in it. Raises `StreamMissing`."""
+        stream = self.get(name)
+        del self._streams[name]
+        for topic_filter in (*stream.definition.bindings, STREAM_PREFIX + name):
+            self._unbind(stream, topic_filter)
+        stream.discard()
+        self._shelf.commits.delete(Kind.STREAM, name.encode())
 
-        Its time to live does not count here: retention says how long records stay.
-        """
-        if self.refusal(message) is not None:
-            self._statistics.drop("stream: record too large")
-            return
-        message.durable = True
-        columns = self._open
-        about = message.properties
-        key = None if about is None else about.key
-        columns.payloads.append(message.payload)
-        columns.topics.append(message.topic)
-        columns.keys.append(key)
-        columns.properties.append(about)
-        if key is not None and self.definition.is_keyed:
-            self._versions[key] = self._next
-        self._next += 1
-        if not self._is_noted:
-            self._note()
+    def _open(self, definition: StreamDefinition, identifier: int, state: StreamState) -> Stream:
+        stream = Stream(definition, identifier, self._shelf, self._statistics, state)
+        self._streams[definition.name] = stream
+        self._bind_all(stream)
+        return stream
 
-    def outlet(self, _form: int) -> "Outlet | None":
-        """It takes nothing as it is."""
-        return None
+    def _bind_all(self, stream: Stream) -> None:
+        for topic_filter in (*stream.definition.bindings, STREAM_PREFIX + stream.name):
+            self._bind(stream, topic_filter)
 
-    def is_durable(self) -> bool:
-        """What it is given is kept on disk."""
-        return True
+    def _record(self, stream: Stream) -> None:
+        value = msgpack.packb([stream.identifier, stream.definition.to_record()])
+        self._shelf.commits.put(Kind.STREAM, stream.name.encode(), value)
 
-    @property
-    def may_refuse(self) -> bool:
-        """Whether a publisher has to ask `refusal` first."""
-        return self.definition.max_record_bytes > 0
+    # -- start -----------------------------------------------------------------------------------
 
-    def refusal(self, message: Message) -> str | None:
-        """Why the stream would not take this message; None: it would."""
-        limit = self.definition.max_record_bytes
-        if limit and len(message.payload) > limit:
-            return f"the payload is over max_record_bytes of stream {self.name}, {limit}"
-        return None
-
-    # -- reading ---------------------------------------------------------------------------------
-
-    def read_batches(self, after: int = 0) -> Iterator[RecordBatch]:
-        """Committed batches with records behind `after`, by columns; the first may begin before.
-
-        The fast way to read much: nothing is made per record.
-        """
-        found = self._floor(after + 1)
-        start = after + 1 if found is None else found[0]
-        start = max(start, self.first)
-        for first, value in self._stored(start, self.last):
-            batch = decode_batch(first, value)
-            if batch.last > after:
-                yield batch
-
-    def read(
-        self, after: int = 0, count_max: int = 1000, bytes_max: int = TAKE_BYTES
-    ) -> list[Record]:
-        """Committed records behind `after`, limited as in `Follower.take`."""
-        return Follower(self, after, _nothing).take(count_max, bytes_max)
-
-    def read_key(self, key: str, after: int = 0) -> Iterator[Record]:
-        """Committed records with the key, behind `after`.
-
-        All batches behind `after` are read for it, one at a time as the iterator goes on, up to the
-        last one with the key where the stream is keyed.
-        """
-        until = self.version(key) if self.definition.is_keyed else self.last
-        for batch in self.read_batches(after) if until > after else ():
-            if batch.first > until:
-                return
-            if batch.keys is not None and key in batch.keys:
-                for index, each in enumerate(batch.keys):
-                    if each == key and batch.sequences[index] > after:
-                        yield batch.records(index, index + 1)[0]
-
-    def position_at(self, time_s: float) -> int:
-        """After which sequence to read what came at this Unix time or later.
-
-        A binary search that reads one batch for each of its steps.
-        """
-        low, high = self.first, self.last + 1  # the answer is low - 1 when they meet
-        while low < high:
-            found = self._floor((low + high) // 2)
-            if found is None or found[0] < self.first:
-                low = (low + high) // 2 + 1  # nothing readable there
+    def _load(self) -> None:
+        store = self._shelf.store
+        recorded = dict(store.scan(Kind.STREAM))
+        for key, value in recorded.items():
+            name = key.decode()
+            if key == state_key(name[:-1]):
                 continue
-            extent = read_extent(*found)
-            if extent.time_s < time_s:
-                # behind the range may be damage without a time
-                low = max(extent.last, (low + high) // 2) + 1
-            elif extent.first > low:
-                high = extent.first
-            else:
-                batch = decode_batch(*found)
-                if isinstance(batch.times, list):
-                    index = bisect_left(batch.times, time_s)
-                    return max(low, batch.sequences[index]) - 1
-                return low - 1
-        return low - 1
-
-    def follow(self, after: int, wake: Callable[[], None]) -> Follower:
-        """Read on from here, what is to come too. See `Follower.take` for `wake`."""
-        follower = Follower(self, after, wake)
-        self._followers[follower] = None
-        return follower
-
-    def wait(self, follower: Follower) -> None:
-        """The follower has come to the end: wake it when there is more."""
-        if follower in self._followers and follower not in self._waiting:
-            self._waiting.append(follower)
-
-    def leave(self, follower: Follower) -> None:
-        """The follower reads no further."""
-        self._followers.pop(follower, None)
-        if follower in self._waiting:
-            self._waiting.remove(follower)
-
-    def batch_after(self, position: int) -> RecordBatch | None:
-        """The committed batch with the next sequence that can be read; None: there is none."""
-        for batch in reversed(self._tail):
-            if batch.first <= position + 1:
-                if batch.last > position:
-                    return batch
-                break
-        found = self._floor(position + 1)
-        if found is None or read_extent(*found).last <= position:
-            found = next(self._stored(position + 1, self.last), None)
-        return None if found is None else decode_batch(*found)
-
-    def group(self, name: str, after: int = 0) -> Group:
-        """The group, made with this position if it is not there. Raises `InvalidDefinition`."""
-        group = self.groups.get(name)
-        if group is None:
-            check_name(name, "group")
-            if len(self.groups) >= _GROUPS_MAX:
-                raise InvalidDefinition(f"stream {self.name} has {_GROUPS_MAX} groups already")
-            group = self.groups[name] = Group(self, name, after)
-            group.note()
-        return group
-
-    def delete_group(self, name: str) -> None:
-        """Forget the group and its position. Raises `GroupMissing`."""
-        group = self.groups.pop(name, None)
-        if group is None:
-            raise GroupMissing(self.name, name)
-        group.discard()
-
-    def _stored(self, first: int, last: int) -> Iterator[tuple[int, bytes]]:
-        for key, value in self.shelf.store.scan(
-            Kind.STREAM_BATCH, self._key(first), self._key(last + 1)
-        ):
-            yield _KEY.unpack(key)[1], value
-
-    def _floor(self, sequence: int) -> tuple[int, bytes] | None:
-        """The stored batch that begins there, or the last one that begins before."""
-        stop = min(sequence, self.last) + 1
-        for key, value in self.shelf.store.scan(
-            Kind.STREAM_BATCH, self._key(self.first), self._key(stop), backwards=True
-        ):
-            return _KEY.unpack(key)[1], value
-        return None
-
-    def _version_by_reading(self, key: str) -> int:
-        stop = self._key(self.last + 1)
-        stored = self.shelf.store.scan(
-            Kind.STREAM_BATCH, self._key(self.first), stop, backwards=True
-        )
-        for record_key, value in stored:
-            batch = decode_batch(_KEY.unpack(record_key)[1], value)
-            for index in reversed(range(len(batch.keys or ()))):
-                if batch.keys and batch.keys[index] == key:
-                    return batch.sequences[index]
-        return 0
-
-    # -- writing ---------------------------------------------------------------------------------
-
-    def configure(self, definition: StreamDefinition) -> None:
-        """The options have changed."""
-        self.definition = definition
-        self._note()
-        self.watch()
-
-    def discard(self) -> None:
-        """The stream is no more, with all that is in it."""
-        self.is_deleted = True
-        commits = self.shelf.commits
-        start, stop = _ID.pack(self.identifier), _ID.pack(self.identifier + 1)
+            identifier, definition = msgpack.unpackb(value)
+            state = recorded.get(state_key(name))
+            stream = self._open(
+                StreamDefinition.from_record(definition),
+                identifier,
+                _EMPTY if state is None else msgpack.unpackb(state, use_list=False),
+            )
+            if state is None:
+                stream.recover()
+            self._next_id = max(self._next_id, identifier + 1)
+        # A stream whose definition is damaged has its identifier in use all the same.
         for kind in (Kind.STREAM_BATCH, Kind.STREAM_KEY, Kind.STREAM_GROUP):
-            commits.delete_range(kind, start, stop)
-        commits.delete(Kind.STREAM, _state_key(self.name))
-        for timer in (self._age_timer, self._compact_timer):
-            if timer is not None:
-                timer.cancel()
-        for group in list(self.groups.values()):
-            group.discard()
-        waiting, self._waiting = self._waiting, []
-        for follower in list(self._followers):
-            follower.close()
-        self._open = Columns()
-        self._tail.clear()
-        for follower in waiting:
-            follower.wake()
+            for key, _ in store.scan(kind, backwards=True):
+                self._next_id = max(self._next_id, _ID.unpack_from(key)[0] + 1)
+                break
+        self._load_groups()
 
-    def watch(self) -> None:
-        """Set the timers that retention and compaction need."""
-        timers = self.shelf.timers
-        if self.definition.max_age_s and self._age_timer is None and self.first < self._next:
-            wait_s = _AGE_LOOK_S
-            if self._head is not None:
-                now_s = timers.now + self.shelf.wall_clock_offset_s
-                wait_s = max(wait_s, self._head.time_s + self.definition.max_age_s - now_s)
-            self._age_timer = timers.after(wait_s, self._look_at_age)
-        if self.definition.compact and self._compact_timer is None and self.first < self._next:
-            self._compact_timer = timers.after(_COMPACT_AFTER_S, self._compact)
-
-    def note_state(self) -> None:
-        """Record the state with the open batch, even if nothing was appended."""
-        self._is_changed = True
-        self._note()
-
-    def _look_at_age(self, _now: float) -> None:
-        self._age_timer = None
-        self._note()
-        self.shelf.commits.after_commit(self.watch)
-
-    def _note(self) -> None:
-        if not self._is_noted:
-            self._is_noted = True
-            self.shelf.commits.before_flush(self._write)
-
-    def _key(self, sequence: int) -> bytes:
-        return _KEY.pack(self.identifier, sequence)
-
-    def _version_key(self, key: str) -> bytes:
-        return _ID.pack(self.identifier) + key.encode()
-
-    def _write(self) -> None:
-        """The open batch is being closed: record what has come and how the stream stands."""
-        self._is_noted = False
-        if self.is_deleted:
-            return
-        if self._open.payloads:
-            self._write_open()
-        self._drop()
-        if self._is_changed:
-            self._is_changed = False
-            state = (self.first, self._next, self._count, self._size_bytes, self._time_s)
-            self.shelf.commits.put(Kind.STREAM, _state_key(self.name), _pack(state))
-
-    def _write_open(self) -> None:
-        commits = self.shelf.commits
-        columns, self._open = self._open, Columns()
-        now_s = self.shelf.timers.now + self.shelf.wall_clock_offset_s
-        self._time_s = max(self._time_s, now_s)
-        last = self._next - 1
-        batches: list[tuple[RecordBatch, int]] = []
-        for batch in columns.batches(last - len(columns.payloads) + 1, last, self._time_s):
-            value = encode_batch(batch)
-            commits.put(Kind.STREAM_BATCH, self._key(batch.first), value)
-            self._size_bytes += len(value)
-            if self._followers:
-                batches.append((batch, len(value)))
-        self._count += len(columns.payloads)
-        self._is_changed = True
-        versions, self._versions = self._versions, {}
-        for key, sequence in versions.items():
-            commits.put(Kind.STREAM_KEY, self._version_key(key), _ID.pack(sequence))
-        self._versions_under_way = versions  # one commit at a time: those before are in the store
-        commits.after_commit(partial(self._committed, last, batches))
-
-    def _committed(self, last: int, batches: list[tuple[RecordBatch, int]]) -> None:
-        if self.is_deleted:
-            return
-        self.last = last
-        self._versions_under_way = {}
-        tail = self._tail
-        if not batches:  # the first of them must follow the last one of the tail
-            tail.clear()
-            self._tail_bytes = 0
-        for batch, size_bytes in batches:
-            tail.append(batch)
-            self._tail_bytes += size_bytes
-        while len(tail) > _TAIL_BATCHES_MAX or (
-            self._tail_bytes > _TAIL_BYTES_MAX and len(tail) > 1
-        ):
-            self._tail_bytes -= _size_bytes(tail.popleft())
-        waiting, self._waiting = self._waiting, []
-        for follower in waiting:
-            follower.wake()
-        self.watch()
-        if self._is_over(self._head or self._look_at_head()):
-            self._note()
+    def _load_groups(self) -> None:
+        by_identifier = {stream.identifier: stream for stream in self._streams.values()}
+        for key, value in self._shelf.store.scan(Kind.STREAM_GROUP):
+            stream = by_identifier.get(_ID.unpack_from(key)[0])
+            if stream is not None:
+                name = key[_ID.size :].decode()
+                stream.groups[name] = Group(stream, name, msgpack.unpackb(value))

@@ -20,9 +20,9 @@ feed        bounds of the replication feed and what it keeps; absent while none 
 
 What goes wrong is told apart by what can be done about it. Little room on the disk: the store says
 that it is full, and goes on writing, what deletes above all. No room: the reserve is given up; when
-that is used up too the batch waits, and everything behind it. Any other failure to write or sync ends the process: what is on disk is
-unknown from there on, and trying again would make a lost write look like a durable one. Damaged
-records are reported and left out.
+that is used up too the batch waits, and everything behind it. Any other failure to write or sync
+ends the process: what is on disk is unknown from there on, and trying again would make a lost write
+look like a durable one. Damaged records are reported and left out.
 """
 
 import os
