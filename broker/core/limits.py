@@ -92,6 +92,33 @@ class Limits:
         _NO_END,
         "bytes of messages on their way to the disk; over it their publishers are not read",
     )
+    requests_max: int = _limit(
+        100_000, 1, _NO_END, "requests that wait for answers; more are refused (code limit)"
+    )
+    requests_per_client_max: int = _limit(
+        4096, 1, _NO_END, "requests of one client that wait for answers; more are refused"
+    )
+    requests_per_responder_max: int = _limit(
+        1024, 1, _NO_END, "unanswered requests at one responder; if all have so many: code busy"
+    )
+    services_per_client_max: int = _limit(
+        1024, 1, _NO_END, "topic filters that one client answers requests for; more are refused"
+    )
+    gather_max: int = _limit(
+        1024, 1, _NO_END, "responders that one gather asks; one for more is refused, none is asked"
+    )
+    repeatable_requests_bytes_max: int = _limit(
+        64 * _MIB,
+        1024,
+        _NO_END,
+        "bytes of requests kept for another responder should one leave; more are refused",
+    )
+    request_timeout_s: float = _limit(
+        30, 0.001, 86_400, "how long a request waits that does not say it itself"
+    )
+    request_timeout_max_s: float = _limit(
+        3600, 0.001, 86_400, "a request that says it waits longer waits so long"
+    )
     keep_alive_max_s: int = _limit(
         0, 0, 65_535, "MQTT 5 clients are told to keep alive at least this often; 0: no cap"
     )

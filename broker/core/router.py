@@ -9,8 +9,8 @@ their own and look only at `Route.valid`. Cached routes stand in a `TopicTree`, 
 invalidates just those that it matches.
 """
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, cast
 
 from ganglion.broker.core.message import PLAIN_TERMS, Message, Terms
 from ganglion.broker.core.topics import (
@@ -22,6 +22,7 @@ from ganglion.broker.core.topics import (
 )
 
 if TYPE_CHECKING:
+    from ganglion.broker.core.responders import Candidates, Service
     from ganglion.broker.core.sessions import Session
 
 __all__ = [
@@ -134,7 +135,7 @@ def _terms_by_qos(
 class Target:
     """One receiver of the messages of a route, with all its matching subscriptions as one."""
 
-    __slots__ = ("no_local", "own", "receiver", "retain_as_published", "terms")
+    __slots__ = ("is_addressed", "no_local", "own", "receiver", "retain_as_published", "terms")
 
     def __init__(self, receiver: Receiver, subscriptions: list[Subscription]) -> None:
         """Without subscriptions it gets every message as it is: it is bound."""
@@ -144,6 +145,8 @@ class Target:
         self.terms = _terms_by_qos(qos, identifiers)
         self.retain_as_published = any(each.retain_as_published for each in subscriptions)
         self.no_local = any(each.no_local for each in subscriptions)
+        self.is_addressed = any(each.topic_filter[-1:] != "#" for each in subscriptions)
+        """Whether a subscription names the level of the topic, and not just all below another."""
         # 3.8.3.1: what the session published itself comes only by its other subscriptions
         others = [each for each in subscriptions if not each.no_local] if self.no_local else []
         self.own: Target | None = Target(receiver, others) if others else None
@@ -222,7 +225,17 @@ class SharedGroup:
 class Route:
     """What a topic leads to, as of now."""
 
-    __slots__ = ("_splits", "bounded", "durable", "groups", "targets", "topic", "valid")
+    __slots__ = (
+        "_splits",
+        "bounded",
+        "candidates",
+        "durable",
+        "groups",
+        "services",
+        "targets",
+        "topic",
+        "valid",
+    )
 
     def __init__(
         self,
@@ -230,10 +243,15 @@ class Route:
         targets: list[Target],
         groups: list[SharedGroup],
         bounded: list[Bound],
+        services: "Sequence[Service]" = (),
     ) -> None:
         self.topic = topic
         self.targets = targets
         self.groups = groups
+        self.services = services
+        """Who answers requests for the topic, and gets no other messages by that."""
+        self.candidates: Candidates | None = None
+        """All who can be asked for it, once somebody has asked."""
         self.bounded = bounded
         """Those of the targets that have to be asked whether they take a message."""
         self.durable = sum(target.receiver.is_durable() for target in targets)
@@ -265,20 +283,30 @@ class Route:
             found = splits[form] = (outlets, others)
         return found
 
+    def addressed_sessions(self) -> "Iterator[Session]":
+        """The sessions that subscribe to just this topic or to others of its level."""
+        for target in self.targets:
+            if target.is_addressed:
+                # only subscriptions of sessions address anything: what is bound has none
+                yield cast("Session", target.receiver)
+
 
 class _Branch:
     """One level of the trie."""
 
-    __slots__ = ("bound", "children", "groups", "subscriptions")
+    __slots__ = ("bound", "children", "groups", "services", "subscriptions")
 
     def __init__(self) -> None:
         self.bound: list[Bound] | None = None
         self.children: dict[str, _Branch] | None = None
         self.subscriptions: dict[Session, Subscription] | None = None
         self.groups: dict[str, SharedGroup] | None = None
+        self.services: list[Service] | None = None
 
     def is_empty(self) -> bool:
-        return not (self.children or self.subscriptions or self.groups or self.bound)
+        return not (
+            self.children or self.subscriptions or self.groups or self.bound or self.services
+        )
 
 
 class Router:
@@ -354,6 +382,22 @@ class Router:
             branch.bound.remove(receiver)
         self._prune(topic_filter)
         self.invalidate(topic_filter)
+
+    def add_service(self, service: "Service") -> None:
+        """Let requests for its topic filter find it."""
+        branch = self._branch(service.topic_filter)
+        if branch.services is None:
+            branch.services = []
+        branch.services.append(service)
+        self.invalidate(service.topic_filter)
+
+    def remove_service(self, service: "Service") -> None:
+        """Take back what `add_service` did."""
+        branch = self._branch(service.topic_filter)
+        if branch.services:
+            branch.services.remove(service)
+        self._prune(service.topic_filter)
+        self.invalidate(service.topic_filter)
 
     def group(self, shared: SharedFilter) -> SharedGroup | None:
         """The shared subscription of this name and filter, if it has members."""
@@ -451,12 +495,15 @@ class Router:
     def _make_route(self, topic: str) -> Route:
         by_session: dict[Session, list[Subscription]] = {}
         groups: list[SharedGroup] = []
+        services: list[Service] = []
         bound: dict[Bound, None] = {}  # one that is bound more than once gets a message once
         for branch in self._branches(topic):
             if branch.bound:
                 bound.update(dict.fromkeys(branch.bound))
             if branch.groups:
                 groups.extend(branch.groups.values())
+            if branch.services:
+                services.extend(branch.services)
             if branch.subscriptions:
                 for session, subscription in branch.subscriptions.items():
                     found = by_session.get(session)
@@ -470,7 +517,8 @@ class Router:
             if self._may_receive(session, topic)
         ]
         targets.extend(Target(receiver, []) for receiver in bound)
-        return Route(topic, targets, groups, [each for each in bound if each.may_refuse])
+        bounded = [each for each in bound if each.may_refuse]
+        return Route(topic, targets, groups, bounded, services)
 
     def _branches(self, topic: str) -> Iterator[_Branch]:
         """Every branch whose filter matches the topic."""

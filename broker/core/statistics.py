@@ -23,6 +23,10 @@ class Statistics:
         "publish_sent",
         "queued_bytes",
         "queued_messages",
+        "replies_received",
+        "requests_ended",
+        "requests_received",
+        "requests_repeated",
         "sockets_opened",
     )
 
@@ -55,6 +59,14 @@ class Statistics:
         """The most clients connected at once."""
         self.clients_expired = 0
         """Sessions that ended because their expiry interval passed."""
+        self.requests_received = 0
+        """Requests that were asked for, those refused at once included."""
+        self.requests_ended: defaultdict[str, int] = defaultdict(int)
+        """How they ended, by the code of the outcome."""
+        self.requests_repeated = 0
+        """How often one went to another responder because the one asked before had left."""
+        self.replies_received = 0
+        """Answers that somebody waited for; others are among `dropped`."""
         self.dropped: defaultdict[str, int] = defaultdict(int)
         """Messages that did not reach a receiver, by reason."""
 
