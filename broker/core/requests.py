@@ -88,6 +88,8 @@ class Ending:
     """How many responders were asked."""
     answered: int
     """How many of them have answered."""
+    code: str = ""
+    """The responder's own code for why it refused; empty: it gave none."""
 
 
 class Requester(Protocol):
@@ -239,15 +241,18 @@ class Requests:
             self._end_if_complete(pending)
         return True
 
-    def refuse(self, responder: Responder, request_id: int, text: str) -> bool:
-        """The responder will not answer this, for the reason `text`; False: nobody waits for it."""
+    def refuse(self, responder: Responder, request_id: int, text: str, code: str = "") -> bool:
+        """The responder will not answer this; False when nobody waits for that.
+
+        `text` is the reason for people, `code` the same for programs, in the responder's own terms.
+        """
         pending = self._pending.get(request_id)
         if pending is None or responder not in pending.waiting:
             self._drop_reply(request_id, is_pending=pending is not None)
             return False
         self._unassign(pending, responder)
         pending.attempts_left = 0  # it has judged the request: it need not be judged again
-        self._not_answered(pending, responder, Outcome.REFUSED, text)
+        self._not_answered(pending, responder, Outcome.REFUSED, text, code)
         return True
 
     def _drop_reply(self, request_id: int, *, is_pending: bool) -> None:
@@ -455,7 +460,7 @@ class Requests:
             del self._by_responder[responder]
 
     def _not_answered(
-        self, pending: _Pending, responder: Responder, outcome: Outcome, text: str
+        self, pending: _Pending, responder: Responder, outcome: Outcome, text: str, code: str = ""
     ) -> None:
         """One that was asked will not answer: ask another, or let it end if that was the last."""
         message = pending.message
@@ -468,26 +473,30 @@ class Requests:
             else:
                 self._statistics.requests_repeated += 1
                 return
-        self._end_if_complete(pending, outcome, text)
+        self._end_if_complete(pending, outcome, text, code)
 
     def _end_if_complete(
-        self, pending: _Pending, outcome: Outcome = Outcome.ANSWERED, text: str = ""
+        self,
+        pending: _Pending,
+        outcome: Outcome = Outcome.ANSWERED,
+        text: str = "",
+        code: str = "",
     ) -> None:
         """End it if there are enough answers, or no more can come: without any, as `outcome`."""
         if pending.wanted is not None and pending.answered >= pending.wanted:
             self._end(pending, Outcome.ANSWERED, "")
         elif not pending.waiting and not pending.is_asking:
             if pending.answered:
-                outcome, text = Outcome.ANSWERED, ""
-            self._end(pending, outcome, text)
+                outcome, text, code = Outcome.ANSWERED, "", ""
+            self._end(pending, outcome, text, code)
 
     def _time_over(self, pending: _Pending, _now: float) -> None:
         pending.timer = None
         self._end(pending, Outcome.DEADLINE, "there was no answer in time")
 
-    def _end(self, pending: _Pending, outcome: Outcome, text: str) -> None:
+    def _end(self, pending: _Pending, outcome: Outcome, text: str, code: str = "") -> None:
         self._forget(pending, outcome)
-        ending = Ending(outcome, text, pending.asked, pending.answered)
+        ending = Ending(outcome, text, pending.asked, pending.answered, code)
         pending.requester.ended(pending.tag, ending)
 
     def _forget(self, pending: _Pending, outcome: Outcome) -> None:

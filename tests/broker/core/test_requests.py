@@ -545,8 +545,8 @@ def test_a_responder_may_refuse() -> None:
     first, second = bench.serve("a"), bench.serve("b")
     bench.ask(may_repeat=True)
     asked = first if first.asked else second
-    assert bench.requests.refuse(asked, asked.asked[0].id, "no such order")
-    assert bench.requester.heard == [(1, Ending(Outcome.REFUSED, "no such order", 1, 0))]
+    assert bench.requests.refuse(asked, asked.asked[0].id, "no such order", "E7")
+    assert bench.requester.heard == [(1, Ending(Outcome.REFUSED, "no such order", 1, 0, "E7"))]
     assert not bench.requests.refuse(asked, asked.asked[0].id, "again")
     bench.check_clean()
 
