@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ganglion.broker.store import Damage, Kind
-from ganglion.broker.store.rocksdb import RocksStore, rescue
+from ganglion.broker.store.rescue import rescue
+from ganglion.broker.store.rocksdb import RocksStore
 
 __all__ = ["backup_store", "compact_store", "rescue_store", "store_info", "verify_store"]
 

@@ -206,6 +206,11 @@ class StoreStatistics:
     """Whether there is too little room on the disk (`Store.is_full`)."""
     damaged: int
     """How often damage was met since the start."""
+    feed_first: int | None
+    """The number of the first commit that is kept for `Store.commits_after`; None: there is none.
+    """
+    feed_bytes: int
+    """What the kept commits take up, about."""
 
 
 class Batch(Protocol):
@@ -273,12 +278,13 @@ class Store(Protocol):
 
         At most `bytes_max` bytes of them and none older than `age_max_s` seconds, give or take
         1/32; what is older than either goes with the commits that follow. Kept commits, and that
-        they are kept, survive a restart. When a feed is attached already its bounds are changed.
+        they are kept, survive a restart; after a kill, that they are kept is certain once a later
+        commit is durable. When a feed is attached already its bounds are changed.
         """
         ...
 
     def detach_feed(self) -> None:
-        """Keep no commits; what is kept goes with the next commit. Harmless without a feed."""
+        """Keep no commits, and forget those that are kept. Harmless without a feed."""
         ...
 
     def commits_after(self, number: int) -> Iterator[Commit]:
@@ -299,8 +305,8 @@ class Store(Protocol):
         """Take over the snapshot of another store into this one, which has to be empty and idle.
 
         It is durable when this returns; the next commit is `number` + 1. Interrupted, it leaves a
-        store that is refused when it is opened. Raises `CommitRefused` when this store is not
-        empty, `StoreError` when it cannot be written.
+        store that takes no commit and is refused when it is opened. Raises `CommitRefused` when
+        this store is not empty, `StoreError` when it cannot be written, or what `records` raises.
         """
         ...
 

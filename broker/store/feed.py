@@ -13,7 +13,7 @@ three entries each, flat: kind, key, and value; of a deletion nil; of a deleted 
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 
@@ -86,6 +86,11 @@ class Feed:
         return self._segments[0].first if self._segments else None
 
     @property
+    def size_bytes(self) -> int:
+        """What is kept takes up, in bytes."""
+        return self._size_bytes
+
+    @property
     def open_first(self) -> int | None:
         """The number of the first commit of the last segment; None when there is none."""
         return self._segments[-1].first if self._segments else None
@@ -122,16 +127,16 @@ def encode_commit(epoch: int, time_s: float, operations: list[Any]) -> bytes:
 
 def decode_commit(number: int, encoded: bytes, checksum_size: int) -> Commit:
     """The commit of a record, whose values begin with checksums of that size."""
-    epoch, _, flat = msgpack.unpackb(encoded)
+    epoch, _, flat = cast("tuple[int, float, list[Any]]", msgpack.unpackb(encoded))
     operations: list[Operation] = []
     entries = iter(flat)
     for kind, key, value in zip(entries, entries, entries, strict=True):
         if value is None:
             operations.append(Delete(Kind(kind), key))
-        elif isinstance(value, list):
-            operations.append(DeleteRange(Kind(kind), key, value[0]))
-        else:
+        elif isinstance(value, bytes):
             operations.append(Put(Kind(kind), key, value[checksum_size:]))
+        else:
+            operations.append(DeleteRange(Kind(kind), key, value[0]))
     return Commit(number, epoch, tuple(operations))
 
 

@@ -36,7 +36,8 @@ class _MemoryBatch:
         self.operations.append(Delete(kind, key))
 
     def delete_range(self, kind: Kind, start: bytes, stop: bytes) -> None:
-        self.operations.append(DeleteRange(kind, start, stop))
+        if start < stop:
+            self.operations.append(DeleteRange(kind, start, stop))
 
 
 class _Records:
@@ -180,7 +181,7 @@ class MemoryStore:
         """Take over a snapshot. Raises `CommitRefused` when there is anything in this store."""
         if self.commit_number or any(map(len, self._records.values())):
             raise CommitRefused("a snapshot can only be loaded into an empty store")
-        for kind, key, value in records:
+        for kind, key, value in list(records):  # all of them, or none if one cannot be had
             self._records[kind].put(key, value)
         self.commit_number, self.epoch = number, epoch
 
@@ -205,6 +206,8 @@ class MemoryStore:
             ),
             is_full=False,
             damaged=0,
+            feed_first=None if self._feed is None else self._feed.first,
+            feed_bytes=0 if self._feed is None else self._feed.size_bytes,
         )
 
     def close(self) -> None:

@@ -11,10 +11,39 @@ from zlib import crc32
 
 from rocksdict import Rdict, RdictIter, ReadOptions
 
-__all__ = ["BAD_CHECKSUM", "CRC", "Reading", "fits", "frame", "has_records"]
+__all__ = [
+    "BAD_CHECKSUM",
+    "CRC",
+    "Progress",
+    "Reading",
+    "counted",
+    "fits",
+    "frame",
+    "has_records",
+]
 
 CRC = Struct(">I")
 BAD_CHECKSUM = "the checksum does not fit"
+_BEYOND = b"\xff" * 16  # no key of any kind begins so: they are numbers, or names in UTF-8
+
+
+_PROGRESS_EVERY = 65_536  # records: several times a second
+
+Progress = Callable[[str, int], None]
+"""Is told what is being read, by name, and how many of it were read up to now."""
+
+
+def counted(
+    records: Iterator[tuple[bytes, bytes]], name: str, progress: Progress | None
+) -> Iterator[tuple[bytes, bytes]]:
+    """The records, with `progress` told of them: now and then, and of all at the end."""
+    count = 0
+    for count, record in enumerate(records, 1):
+        yield record
+        if progress is not None and count % _PROGRESS_EVERY == 0:
+            progress(name, count)
+    if progress is not None:
+        progress(name, count)
 
 
 def frame(seed: int, key: bytes, value: bytes) -> bytes:
@@ -47,10 +76,7 @@ class Reading:
         *,
         backwards: bool = False,
     ) -> None:
-        """Begin; `note` is told of damage: the key, or the one before it, and what was found.
-
-        A pass `backwards` ends where it meets a block that cannot be read.
-        """
+        """Begin; `note` is told of damage: the key, or the one met before, and what was found."""
         self._family = family
         self._seed = seed
         self._note = note
@@ -95,22 +121,73 @@ class Reading:
     def _reversed(self) -> Iterator[tuple[bytes, bytes]]:
         iterator = self._end
         iterator.seek(self._start)
+        first: bytes | None = None
+        last: bytes | None = None
         if iterator.valid():
             # Not one step beyond the first one: before it may lie any number of deleted records.
-            first = iterator.key()
+            first = cast("bytes", iterator.key())
             iterator.seek_to_last()
             while iterator.valid():
-                key, record = cast("tuple[bytes, bytes]", (iterator.key(), iterator.value()))
-                if fits(self._seed, key, record):
-                    yield key, record[CRC.size :]
+                last, record = cast("tuple[bytes, bytes]", (iterator.key(), iterator.value()))
+                if fits(self._seed, last, record):
+                    yield last, record[CRC.size :]
+                else:
+                    self._note(last, BAD_CHECKSUM)
+                if last == first:
+                    return
+                iterator.prev()
+        what = _status(iterator)
+        if what is not None:
+            self._note(self._start if last is None else last, what)
+            yield from self._records_before(last, first)
+
+    def _records_before(
+        self, last: bytes | None, first: bytes | None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The same without RocksDB's checksums: slower. `first` is where it ends, if known."""
+        iterator = self._family.iter(self._options(verify=False))
+        if last is None:
+            iterator.seek_to_last()
+        else:
+            _seek_before(iterator, last)
+        while True:
+            while iterator.valid():
+                key, framed = cast("tuple[bytes, bytes]", (iterator.key(), iterator.value()))
+                if key < self._start:
+                    return
+                last = key
+                if fits(self._seed, key, framed):
+                    yield key, framed[CRC.size :]
                 else:
                     self._note(key, BAD_CHECKSUM)
                 if key == first:
                     return
                 iterator.prev()
-        what = _status(iterator)
-        if what is not None:
-            self._note(self._start, what)
+            what = _status(iterator)
+            if what is None:
+                return
+            self._note(self._start if last is None else last, what)
+            last = self._readable_before(iterator, last)
+            if last is None:
+                return
+            iterator.seek_for_prev(last)
+
+    def _readable_before(self, iterator: RdictIter, last: bytes | None) -> bytes | None:
+        """The last place before `last` from where one can read backwards; None: there is none."""
+        end = (self._stop or _BEYOND) if last is None else last
+        size = max(len(self._start), len(end)) + 1
+        low = int.from_bytes(self._start.ljust(size, b"\0"), "big")
+        high = int.from_bytes(end.ljust(size, b"\0"), "big")
+        readable: bytes | None = None
+        while high - low > 1:
+            middle = (low + high) // 2
+            place = middle.to_bytes(size, "big")
+            iterator.seek_for_prev(place)
+            if _status(iterator) is None:
+                low, readable = middle, place
+            else:
+                high = middle
+        return readable
 
     def _records_behind(self, last: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """The same without RocksDB's checksums: slower."""
@@ -169,6 +246,13 @@ def _seek_behind(iterator: RdictIter, key: bytes | None, start: bytes) -> None:
     iterator.seek(key)
     if iterator.valid() and iterator.key() == key:
         iterator.next()
+
+
+def _seek_before(iterator: RdictIter, key: bytes) -> None:
+    """Go to the last record before `key`."""
+    iterator.seek_for_prev(key)
+    if iterator.valid() and iterator.key() == key:
+        iterator.prev()
 
 
 def has_records(family: Rdict) -> bool:

@@ -8,15 +8,7 @@ some 4 KiB, and only ours can say which record of a bad block is still good.
 
 A store is a directory: ``LOCK`` (`DirectoryLock`), ``reserve`` (`Reserve`) and ``records/``,
 RocksDB's own. There is one column family per kind, one for the replication feed (`RocksFeed`), and
-one for what the store knows of itself:
-
-==========  ======================================================================================
-format      version of all that is described here (4 bytes)
-commit      number and epoch of the last batch (8 bytes each), written in that batch
-upgrading   present while records are rewritten for another version
-loading     present while the snapshot of another store is taken over
-feed        bounds of the replication feed and what it keeps; absent while none is attached
-==========  ======================================================================================
+one for what the store knows of itself (`Metadata`).
 
 What goes wrong is told apart by what can be done about it. Little room on the disk: the store says
 that it is full, and goes on writing, what deletes above all. No room: the reserve is given up; when
@@ -32,7 +24,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from struct import Struct
 from threading import Event, Lock, Thread
 from typing import Any, cast
 from zlib import crc32
@@ -42,7 +33,6 @@ from rocksdict import (
     Checkpoint,
     ColumnFamily,
     CompactOptions,
-    DBRecoveryMode,
     Rdict,
     WriteBatch,
     WriteOptions,
@@ -56,41 +46,28 @@ from ganglion.broker.store import (
     Kind,
     RecordDamaged,
     Snapshot,
-    StoreDamaged,
     StoreError,
     StoreMissing,
     StoreStatistics,
-    StoreTooNew,
-    UpgradeInterrupted,
 )
 from ganglion.broker.store.feed import check_applicable, record
 from ganglion.broker.store.lock import DirectoryLock
 from ganglion.broker.store.reserve import Reserve
-from ganglion.broker.store.rocks_families import FAMILIES, FEED, METADATA, open_database
+from ganglion.broker.store.rocks_families import FAMILIES, FEED, open_database
 from ganglion.broker.store.rocks_feed import OwnOperations, RocksFeed
 from ganglion.broker.store.rocks_log import Tear, cut, ends_cleanly, find_tear
+from ganglion.broker.store.rocks_metadata import ADVICE_DAMAGED, Metadata, damage
 from ganglion.broker.store.rocks_reading import (
     BAD_CHECKSUM,
     CRC,
+    Progress,
     Reading,
+    counted,
     fits,
-    frame,
     has_records,
 )
 
-__all__ = ["FORMAT_VERSION", "RocksStore", "rescue"]
-
-FORMAT_VERSION = 2
-"""Of the records and their keys; raised when a store of the one before has to be rewritten."""
-
-_METADATA_SEED = 0  # of the checksum; a kind's number is that of its records
-_FORMAT_KEY = b"format"
-_COMMIT_KEY = b"commit"
-_UPGRADING_KEY = b"upgrading"
-_LOADING_KEY = b"loading"
-_FEED_KEY = b"feed"
-_VERSION = Struct(">I")
-_COMMIT = Struct(">QQ")
+__all__ = ["RocksStore"]
 
 _RETRY_EVERY_S = 0.5  # RocksDB notices within seconds by itself that there is room again
 _LOOK_EVERY_S = 1.0
@@ -98,12 +75,9 @@ _LOOK_EVERY_S = 1.0
 _RESERVE_BYTES = 64 * 1024 * 1024
 _NO_ROOM = ("No space left on device", "Disk quota exceeded")
 _CORRUPT = "Corruption"
-_RESCUE_BATCH_SIZE = 1000
 _LOAD_BATCH_BYTES = 1024 * 1024
-_ADVICE_DAMAGED = (
-    "restore a backup, or save what can be read with 'ganglion store rescue DIR'; "
-    "docs/durability.md says more"
-)
+_Work = tuple["_RocksBatch", int, int, Callable[[], None]]
+"""A batch; number and epoch of the last commit when it is durable; what is then to be done."""
 
 
 class _RocksBatch:
@@ -149,24 +123,25 @@ class _RocksBatch:
         writes = WriteBatch(raw_mode=True)
         operations = iter(self.operations)
         for kind, key, framed in zip(operations, operations, operations, strict=True):
-            if framed is None:
-                writes.delete(key, self._handles[kind])
-            elif isinstance(framed, list):
-                writes.delete_range(key, framed[0], self._handles[kind])
-            else:
-                writes.put(key, framed, self._handles[kind])
+            _write(writes, self._handles[kind], key, framed)
         _write_own(writes, self.own)
         return writes
 
 
 def _write_own(writes: WriteBatch, own: OwnOperations) -> None:
     for handle, key, framed in own:
-        if framed is None:
-            writes.delete(key, handle)
-        elif isinstance(framed, list):
-            writes.delete_range(key, framed[0], handle)
-        else:
-            writes.put(key, framed, handle)
+        _write(writes, handle, key, framed)
+
+
+def _write(
+    writes: WriteBatch, handle: ColumnFamily, key: bytes, framed: bytes | list[bytes] | None
+) -> None:
+    if framed is None:
+        writes.delete(key, handle)
+    elif isinstance(framed, bytes):
+        writes.put(key, framed, handle)
+    else:
+        writes.delete_range(key, framed[0], handle)
 
 
 class RocksStore:
@@ -223,7 +198,10 @@ class RocksStore:
         self._looked_s = 0.0  # when the free room was looked at, by the monotonic clock
         self._written_bytes = 0  # since then
         self._deleted: set[Kind] = set()  # of what records were deleted on a full disk
-        self._work: SimpleQueue[tuple[_RocksBatch, int, Callable[[], None]] | None] = SimpleQueue()
+        self._is_half_loaded = False
+        self._given_number, self._given_epoch = 0, 0
+        """Of the last commit that was given, which may not be durable yet."""
+        self._work: SimpleQueue[_Work | None] = SimpleQueue()
         records = directory / "records"
         if not create and not (records / "CURRENT").exists():
             raise StoreMissing(f"there is no store in {directory}")
@@ -262,21 +240,26 @@ class RocksStore:
     def commit(self, batch: Batch, done: Callable[[], None]) -> None:
         """Make the batch durable, then have `done` called in the core."""
         assert isinstance(batch, _RocksBatch)
-        self._next_number += 1
-        number, own, changed = self._next_number, [], False
-        if not self._feed.is_idle:
-            own, changed = self._feed.keep(number, self.epoch, batch.operations)
-        if changed:
-            own.append(self._own_value(_FEED_KEY, self._feed.encode()))
-        own.append(self._own_value(_COMMIT_KEY, _COMMIT.pack(number, self.epoch)))
-        batch.seal(own)
-        self._work.put((batch, number, done))
+        self._check_loaded()
+        self._given_number += 1
+        own: OwnOperations = []
+        if self._feed.is_attached:
+            own, changed = self._feed.keep(self._given_number, self._given_epoch, batch.operations)
+            if changed:
+                own.append(self._metadata.with_feed(self._feed.encode()))
+        own.append(self._metadata.with_commit(self._given_number, self._given_epoch))
+        self._hand_over(batch, own, done)
 
-    def _own_value(
-        self, key: bytes, value: bytes | None
-    ) -> tuple[ColumnFamily, bytes, bytes | None]:
-        framed = None if value is None else frame(_METADATA_SEED, key, value)
-        return self._metadata_handle, key, framed
+    def _hand_over(self, batch: _RocksBatch, own: OwnOperations, done: Callable[[], None]) -> None:
+        batch.seal(own)
+        self._work.put((batch, self._given_number, self._given_epoch, done))
+
+    def _check_loaded(self) -> None:
+        if self._is_half_loaded:
+            raise StoreError(
+                f"the snapshot was not loaded into {self.directory} as a whole: "
+                "begin again with a new directory"
+            )
 
     def _run(self) -> None:
         while True:
@@ -287,16 +270,17 @@ class RocksStore:
                 continue
             if work is None:
                 return
+            batch, number, epoch, done = work
             if self._failed:
-                continue  # never acknowledged: what comes after a hole is not durable
-            batch, number, done = work
-            if self._write(batch, number):
+                pass  # never acknowledged: what comes after a hole is not durable
+            elif self._write(batch, number, epoch):
                 self._in_core(done)
                 self._account(batch)
             else:
                 self._failed = True
+            batch.own.clear()  # who still has the batch does not keep the database open by it
 
-    def _write(self, batch: _RocksBatch, number: int) -> bool:
+    def _write(self, batch: _RocksBatch, number: int, epoch: int) -> bool:
         """Write and sync the batch, waiting for room if need be; whether it is durable."""
         writes = batch.writes
         self._written_bytes += writes.size_in_bytes()
@@ -304,12 +288,13 @@ class RocksStore:
             try:
                 with self._writing:
                     self._db.write(writes, self._sync)
-                    self.commit_number = number
+                    self.commit_number, self.epoch = number, epoch
             except Exception as error:  # noqa: BLE001 - rocksdict raises nothing more precise
                 message = str(error)
                 if not any(text in message for text in _NO_ROOM):
                     self._fatal(
                         f"the store in {self.directory} could not write commit {number}: {message}"
+                        + (f"; {ADVICE_DAMAGED}" if _CORRUPT in message else "")
                     )
                     return False
             else:
@@ -363,6 +348,9 @@ class RocksStore:
         try:
             framed = cast("bytes | None", self._families[kind].get(key))
         except Exception as error:
+            # Another record of the same block may be the damaged one: a scan tells.
+            for _, value in self.scan(kind, key, key + b"\0"):
+                return value
             raise RecordDamaged(self._note(kind, key, str(error))) from error
         if framed is None:
             return None
@@ -390,14 +378,22 @@ class RocksStore:
             self._report(damage)
         return damage
 
-    def verify(self) -> tuple[dict[Kind, int], list[Damage]]:
-        """Read everything: how many good records there are of each kind, and all damage."""
+    def verify(self, progress: Progress | None = None) -> tuple[dict[Kind, int], list[Damage]]:
+        """Read everything: how many good records there are of each kind, and all damage.
+
+        `progress` is told now and then of a kind and how many were read.
+        """
         found: list[Damage] = []
         report, self._report = self._report, found.append
         try:
-            return {kind: sum(1 for _ in self.scan(kind)) for kind in Kind}, found
+            counts = {
+                kind: sum(1 for _ in counted(self.scan(kind), kind.name.lower(), progress))
+                for kind in Kind
+            }
+            self._feed.verify()
         finally:
             self._report = report
+        return counts, found
 
     def statistics(self) -> StoreStatistics:
         """What the store holds now; the numbers of records are RocksDB's estimates."""
@@ -411,6 +407,8 @@ class RocksStore:
             size_bytes=_size_on_disk(self.directory / "records"),
             is_full=self.is_full,
             damaged=self._damaged,
+            feed_first=self._feed.first,
+            feed_bytes=self._feed.size_bytes,
         )
 
     # -- replication -----------------------------------------------------------------------------
@@ -418,20 +416,27 @@ class RocksStore:
     def attach_feed(self, bytes_max: int, age_max_s: float) -> None:
         """Keep the commits from the next one on, or change the bounds of those that are kept."""
         self._feed.attach(bytes_max, age_max_s)
+        self._save_feed([])
 
     def detach_feed(self) -> None:
-        """Keep no commits; those that are kept go with the next commit."""
-        self._feed.detach()
+        """Keep no commits, and forget those that are kept."""
+        if self._feed.is_attached:
+            self._save_feed(self._feed.detach())
+
+    def _save_feed(self, own: OwnOperations) -> None:
+        """Have the state of the feed written, in order with the commits but as none of them."""
+        own.append(self._metadata.with_feed(self._feed.encode()))
+        self._hand_over(_RocksBatch(self._handles), own, _nothing)
 
     def commits_after(self, number: int) -> Iterator[Commit]:
         """The durable commits behind that one, in order, without a gap. Raises `FeedGone`."""
-        return self._feed.after(number, self._next_number)
+        return self._feed.after(number, self._given_number)
 
     @contextmanager
     def snapshot(self) -> Generator[Snapshot, None, None]:
         """Everything as of one commit, while others go on."""
         with self._writing:
-            number, epoch = self._last_commit()
+            number, epoch = self._metadata.last_commit()
             readings = {
                 kind: Reading(family, kind, partial(self._refuse, kind))
                 for kind, family in self._families.items()
@@ -449,47 +454,52 @@ class RocksStore:
 
     def _refuse(self, kind: Kind, key: bytes, what: str) -> None:
         self._note(kind, key, what)
-        raise self._damage(f"{what}: {kind.name} {key!r}")
+        raise damage(self.directory, f"{what}: {kind.name} {key!r}")
 
     def load(self, number: int, epoch: int, records: Iterable[tuple[Kind, bytes, bytes]]) -> None:
         """Take over a snapshot into this store, durably.
 
         Raises `CommitRefused` when there is anything in it, `StoreError` when it cannot be written.
         """
-        if self._next_number or any(has_records(family) for family in self._families.values()):
+        self._check_loaded()
+        if self._given_number or any(has_records(family) for family in self._families.values()):
             raise CommitRefused(
                 f"the store in {self.directory} is not empty: load a snapshot into a new directory"
             )
-        batch = _RocksBatch(self._handles)
-        batch.seal([self._own_value(_LOADING_KEY, b"%d" % number)])
+        self._is_half_loaded = True
+        with self._writing:
+            begin = WriteBatch(raw_mode=True)
+            _write_own(begin, [self._metadata.with_loading(number)])
+            self._write_loaded(begin, self._sync)
+            batch = _RocksBatch(self._handles)
+            for kind, key, value in records:
+                batch.put(kind, key, value)
+                if batch.writes.size_in_bytes() >= _LOAD_BATCH_BYTES:
+                    self._write_loaded(batch.writes, WriteOptions())
+                    batch = _RocksBatch(self._handles)
+            self._write_loaded(batch.writes, self._sync)
+            end = WriteBatch(raw_mode=True)
+            commit = self._metadata.with_commit(number, epoch)
+            _write_own(end, [commit, self._metadata.with_loading(None)])
+            self._write_loaded(end, self._sync)
+        self._is_half_loaded = False
+        self._given_number, self._given_epoch = self.commit_number, self.epoch = number, epoch
+
+    def _write_loaded(self, writes: WriteBatch, options: WriteOptions) -> None:
         try:
-            with self._writing:
-                for kind, key, value in records:
-                    batch.put(kind, key, value)
-                    if batch.writes.size_in_bytes() >= _LOAD_BATCH_BYTES:
-                        self._db.write(batch.writes)
-                        batch = _RocksBatch(self._handles)
-                self._db.write(batch.writes, self._sync)
-                end = WriteBatch(raw_mode=True)
-                commit = self._own_value(_COMMIT_KEY, _COMMIT.pack(number, epoch))
-                _write_own(end, [commit, self._own_value(_LOADING_KEY, None)])
-                self._db.write(end, self._sync)
-                self.commit_number, self.epoch = number, epoch
-        except StoreError:
-            raise
+            self._db.write(writes, options)
         except Exception as error:
             raise StoreError(
                 f"the snapshot was not loaded into {self.directory}: {error}; "
                 "begin again with a new directory"
             ) from error
-        self._next_number = number
 
     def apply(self, commit: Commit, done: Callable[[], None]) -> None:
         """Make a commit of another store durable. Raises `CommitRefused` if it is not the next."""
-        check_applicable(commit, self._next_number, self.epoch)
+        check_applicable(commit, self._given_number, self._given_epoch)
         batch = self.batch()
         record(batch, commit.operations)
-        self.epoch = commit.epoch
+        self._given_epoch = commit.epoch
         self.commit(batch, done)
 
     # -- care ------------------------------------------------------------------------------------
@@ -544,7 +554,7 @@ class RocksStore:
         if not (records / "CURRENT").exists() and (
             any(records.glob("*.sst")) or any(log.stat().st_size for log in logs)
         ):
-            raise self._damage("the file CURRENT is missing")
+            raise damage(self.directory, "the file CURRENT is missing")
         self._check_manifests(records, logs)
         mended = False
         if not all(ends_cleanly(log) for log in logs):
@@ -561,7 +571,7 @@ class RocksStore:
         except Exception as error:
             message = str(error)
             if _CORRUPT in message:
-                raise self._damage(message) from error
+                raise damage(self.directory, message) from error
             raise StoreError(f"cannot open the store in {self.directory}: {message}") from error
 
     def _check_manifests(self, records: Path, logs: list[Path]) -> None:
@@ -574,7 +584,9 @@ class RocksStore:
             if ends_cleanly(manifest) or (tear := find_tear(manifest)) is None:
                 continue
             if not tear.is_last or not any(log.stat().st_size for log in logs):
-                raise self._damage(f"{tear.path.name} cannot be read at byte {tear.offset}")
+                raise damage(
+                    self.directory, f"{tear.path.name} cannot be read at byte {tear.offset}"
+                )
             self._note(None, b"", _describe(tear))
 
     def _mend(self, logs: list[Path]) -> bool:
@@ -588,8 +600,9 @@ class RocksStore:
         tear = tears[0]
         written = [log for log in logs if log.stat().st_size]
         if not tear.is_last or tear.path != written[-1]:
-            raise self._damage(
-                f"{tear.path.name} cannot be read at byte {tear.offset}, with other commits behind"
+            raise damage(
+                self.directory,
+                f"{tear.path.name} cannot be read at byte {tear.offset}, with other commits behind",
             )
         self._note(None, b"", _describe(tear))
         cut(tear)
@@ -597,144 +610,45 @@ class RocksStore:
 
     def _attach(self) -> None:
         """Take hold of the column families; check, or write, what the store knows of itself."""
-        self._metadata = self._db.get_column_family(METADATA)
-        self._metadata_handle = self._db.get_column_family_handle(METADATA)
-        version = self._metadata_value(_FORMAT_KEY)
-        if version is not None and (found := _VERSION.unpack(version)[0]) > FORMAT_VERSION:
-            raise StoreTooNew(
-                f"the store in {self.directory} has format {found}; this version of Ganglion "
-                f"knows formats up to {FORMAT_VERSION}: use the newer version again, or another "
-                "data directory"
-            )
-        if version is not None and found < FORMAT_VERSION:
-            raise StoreError(
-                f"the store in {self.directory} has format {found}, of a version that was never "
-                f"released; this one needs format {FORMAT_VERSION}: use another data directory"
-            )
-        if upgrading := self._metadata_value(_UPGRADING_KEY):
-            raise UpgradeInterrupted(
-                f"the store in {self.directory} was being upgraded "
-                f"({upgrading.decode('ascii', 'replace')}) when the process ended: restore the "
-                "backup that was made before the upgrade"
-            )
-        if loading := self._metadata_value(_LOADING_KEY):
-            raise StoreError(
-                f"the store in {self.directory} was being loaded with the snapshot of commit "
-                f"{loading.decode('ascii', 'replace')} when the process ended: remove the "
-                "directory and load it again"
-            )
+        self._metadata = Metadata(self._db, self.directory)
+        is_begun = self._metadata.check()
         for kind, name in FAMILIES.items():
             self._families[kind] = self._db.get_column_family(name)
             self._handles[kind] = self._db.get_column_family_handle(name)
-        if version is None:
+        if not is_begun:
             self._begin()
-        self.commit_number, self.epoch = self._last_commit()
-        self._next_number = self.commit_number
+        self.commit_number, self.epoch = self._metadata.last_commit()
+        self._given_number, self._given_epoch = self.commit_number, self.epoch
         self._feed = RocksFeed(
             self._db.get_column_family(FEED),
             self._db.get_column_family_handle(FEED),
-            self._metadata_value(_FEED_KEY),
+            self._metadata.feed(),
             self._clock,
+            partial(self._note, None, b""),
         )
-
-    def _last_commit(self) -> tuple[int, int]:
-        commit = self._metadata_value(_COMMIT_KEY)
-        if commit is None:
-            raise self._damage("the number of the last commit is missing")
-        return cast("tuple[int, int]", _COMMIT.unpack(commit))
 
     def _begin(self) -> None:
         """Make an empty store of these files, which have to be new."""
         if any(has_records(family) for family in self._families.values()):
-            raise self._damage("the version of its format is missing")
+            raise damage(self.directory, "the version of its format is missing")
         batch = WriteBatch(raw_mode=True)
-        for key, value in (
-            (_FORMAT_KEY, _VERSION.pack(FORMAT_VERSION)),
-            (_COMMIT_KEY, _COMMIT.pack(0, 1)),
-        ):
-            batch.put(key, frame(_METADATA_SEED, key, value), self._metadata_handle)
+        _write_own(batch, [self._metadata.with_format(), self._metadata.with_commit(0, 1)])
         try:
             self._db.write(batch, self._sync)
         except Exception as error:
             raise StoreError(f"cannot make a store in {self.directory}: {error}") from error
 
-    def _metadata_value(self, key: bytes) -> bytes | None:
-        try:
-            framed = cast("bytes | None", self._metadata.get(key))
-        except Exception as error:
-            raise self._damage(str(error)) from error
-        if framed is None:
-            return None
-        if not fits(_METADATA_SEED, key, framed):
-            raise self._damage(f"the checksum of its {key.decode()} does not fit")
-        return framed[CRC.size :]
-
-    def _damage(self, what: str) -> StoreDamaged:
-        return StoreDamaged(f"the store in {self.directory} is damaged: {what}; {_ADVICE_DAMAGED}")
-
     def _detach(self) -> None:
         """Let go of everything that keeps RocksDB open."""
         self._families.clear()
         self._handles.clear()
-        for name in ("_metadata", "_metadata_handle", "_feed"):
+        for name in ("_metadata", "_feed"):
             with suppress(AttributeError):
                 delattr(self, name)
         # What it could not write to a sorted file on a failing disk is in the log.
         with suppress(Exception):
             self._db.close()
         del self._db
-
-
-def rescue(damaged: Path, target: Path) -> tuple[dict[Kind, int], list[Damage]]:
-    """Copy every good record of a damaged store into a new one in `target`.
-
-    How many records of each kind were saved, and what was found damaged. Parts of the log that
-    cannot be read are skipped: later changes to the same records may be missing. The damaged store
-    is changed no more than by opening it; nobody else may have it open. Raises `StoreError` when
-    nothing can be read at all, or `target` has a store already.
-    """
-    if (target / "records").exists():
-        raise StoreError(f"there is a store in {target} already")
-    if not (damaged / "records").is_dir():
-        raise StoreMissing(f"there is no store in {damaged}")
-    lock = DirectoryLock(damaged)
-    try:
-        source = open_database(
-            damaged / "records", recovery=DBRecoveryMode.skip_any_corrupted_record()
-        )
-    except Exception as error:
-        lock.release()
-        raise StoreError(f"nothing can be read of the store in {damaged}: {error}") from error
-    failures: list[str] = []
-    store = RocksStore(target, in_core=lambda call: call(), fatal=failures.append)
-    counts: dict[Kind, int] = {}
-    damages: list[Damage] = []
-    try:
-        for kind, name in FAMILIES.items():
-            counts[kind] = _rescue_kind(source.get_column_family(name), kind, store, damages)
-    finally:
-        store.close()
-        source.close()
-        del source
-        lock.release()
-    if failures or store.is_full:
-        raise StoreError(f"not all was saved to {target}: {(failures or ['the disk is full'])[0]}")
-    return counts, damages
-
-
-def _rescue_kind(family: Rdict, kind: Kind, store: RocksStore, damages: list[Damage]) -> int:
-    def note(key: bytes, what: str) -> None:
-        damages.append(Damage(kind, key, what))
-
-    batch, count = store.batch(), 0
-    for key, value in Reading(family, kind, note).records():
-        batch.put(kind, key, value)
-        count += 1
-        if count % _RESCUE_BATCH_SIZE == 0:
-            store.commit(batch, _nothing)
-            batch = store.batch()
-    store.commit(batch, _nothing)
-    return count
 
 
 def _nothing() -> None:

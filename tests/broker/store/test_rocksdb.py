@@ -25,7 +25,10 @@ from ganglion.broker.store import (
     StoreTooNew,
     UpgradeInterrupted,
 )
-from ganglion.broker.store.rocksdb import FORMAT_VERSION, RocksStore, rescue
+from ganglion.broker.store.rescue import rescue
+from ganglion.broker.store.rocks_metadata import FORMAT_VERSION
+from ganglion.broker.store.rocks_reading import frame
+from ganglion.broker.store.rocksdb import RocksStore
 from tests.broker.store.stores import Change, Core, commit, contents, open_rocks
 from tests.support import until
 
@@ -461,10 +464,8 @@ def test_a_failed_open_leaves_no_lock(directory: Path, core: Core) -> None:
 
 def put_metadata(store: RocksStore, key: bytes, value: bytes) -> None:
     """Change what the store knows of itself."""
-    from ganglion.broker.store import rocksdb  # noqa: PLC0415 - its private parts, here alone
-
     batch = WriteBatch(raw_mode=True)
-    batch.put(key, rocksdb.frame(0, key, value), store._metadata_handle)
+    batch.put(key, frame(0, key, value), store._metadata._handle)
     store._db.write(batch)
 
 
@@ -502,10 +503,10 @@ def test_damaged_metadata_is_found(directory: Path, core: Core, key: bytes) -> N
     """What the store knows of itself has checksums as well, and is never made anew over records."""
     store = open_rocks(directory, core)
     commit(store, core, (Kind.SESSION, b"s", b""))
-    value = store._metadata.get(key)
+    value = store._metadata._family.get(key)
     assert isinstance(value, bytes)
     batch = WriteBatch(raw_mode=True)
-    batch.put(key, value[:-1] + b"\x99", store._metadata_handle)
+    batch.put(key, value[:-1] + b"\x99", store._metadata._handle)
     store._db.write(batch)
     store.close()
     with pytest.raises(StoreDamaged, match=key.decode()):
@@ -513,7 +514,7 @@ def test_damaged_metadata_is_found(directory: Path, core: Core, key: bytes) -> N
     store = open_rocks(directory.parent / "other", core)
     commit(store, core, (Kind.SESSION, b"s", b""))
     batch = WriteBatch(raw_mode=True)
-    batch.delete(key, store._metadata_handle)
+    batch.delete(key, store._metadata._handle)
     store._db.write(batch)
     store.close()
     with pytest.raises(StoreDamaged, match="is missing"):
