@@ -5,11 +5,22 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from ganglion.broker.store import Damage, Kind, Store
+from ganglion.broker.store import Commit, Damage, Delete, Kind, Operation, Put, Store
+from ganglion.broker.store.feed import record
+from ganglion.broker.store.memory import MemoryStore
 from ganglion.broker.store.rocksdb import RocksStore
 from tests.support import DEADLINE_S
 
-__all__ = ["Change", "Core", "commit", "contents", "open_rocks"]
+__all__ = [
+    "STORES",
+    "Change",
+    "Core",
+    "apply",
+    "commit",
+    "commit_operations",
+    "contents",
+    "open_rocks",
+]
 
 Change = tuple[Kind, bytes, bytes | None]
 """Kind, key and value of a record; None deletes it."""
@@ -25,6 +36,8 @@ class Core:
         self.damages: list[Damage] = []
         self.full: list[bool] = []
         self.opened: list[RocksStore] = []
+        self.time_s = 1_700_000_000.0
+        """What the clock of every store shows."""
 
     def close(self) -> None:
         """Close what a failed test has left open: its thread would keep the process."""
@@ -60,21 +73,46 @@ def open_rocks(directory: Path, core: Core) -> RocksStore:
         fatal=core.fatal.append,
         report=core.damages.append,
         full_changed=core.full.append,
+        clock=lambda: core.time_s,
     )
     core.opened.append(store)
     return store
 
 
+def _open_memory(_: Path, core: Core) -> MemoryStore:
+    return MemoryStore(clock=lambda: core.time_s)
+
+
+STORES: dict[str, Callable[[Path, Core], Store]] = {
+    "memory": _open_memory,
+    "rocksdb": open_rocks,
+}
+"""How an empty store of each sort is made, given a directory that is not there yet."""
+
+
 def commit(store: Store, core: Core, *changes: Change) -> None:
     """Commit one batch of these changes and wait until it is durable."""
+    operations = (
+        Delete(kind, key) if value is None else Put(kind, key, value)
+        for kind, key, value in changes
+    )
+    commit_operations(store, core, *operations)
+
+
+def commit_operations(store: Store, core: Core, *operations: Operation) -> None:
+    """Commit one batch of these operations and wait until it is durable."""
     batch = store.batch()
-    for kind, key, value in changes:
-        if value is None:
-            batch.delete(kind, key)
-        else:
-            batch.put(kind, key, value)
+    record(batch, operations)
     done: list[bool] = []
     store.commit(batch, lambda: done.append(True))
+    core.wait(lambda: done)
+    assert done == [True]
+
+
+def apply(store: Store, core: Core, made: Commit) -> None:
+    """Apply a commit of another store and wait until it is durable."""
+    done: list[bool] = []
+    store.apply(made, lambda: done.append(True))
     core.wait(lambda: done)
     assert done == [True]
 

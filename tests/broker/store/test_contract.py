@@ -1,21 +1,18 @@
-"""The contract of every store (DESIGN section 5): a new one is added to `STORES`."""
+"""The contract of every store (DESIGN section 5): a new one is added to `stores.STORES`.
+
+The feed and what replicas do with it have a module of their own, `test_replication`.
+"""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ganglion.broker.store import Kind, Store
-from ganglion.broker.store.memory import MemoryStore
-from tests.broker.store.stores import Change, Core, commit, open_rocks
-
-STORES: dict[str, Callable[[Path, Core], Store]] = {
-    "memory": lambda _directory, _core: MemoryStore(),
-    "rocksdb": open_rocks,
-}
+from ganglion.broker.store import Delete, DeleteRange, Kind, Operation, Put, Store
+from tests.broker.store.stores import STORES, Core, commit, commit_operations
 
 
 @pytest.fixture
@@ -168,36 +165,6 @@ def test_close_finishes_what_is_under_way(store: Store, core: Core) -> None:
     store.close()
 
 
-changes = st.tuples(
-    st.sampled_from([Kind.BACKLOG, Kind.RETAINED]),
-    st.binary(max_size=2),
-    st.one_of(st.none(), st.binary(max_size=3)),
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(STORES))
-@given(st.lists(st.lists(changes, max_size=8), max_size=8))
-@settings(max_examples=50)
-def test_like_a_dict(name: str, batches: list[list[Change]]) -> None:
-    """Any batches leave what they would leave in a sorted dict."""
-    core = Core()
-    model: dict[tuple[Kind, bytes], bytes] = {}
-    with tempfile.TemporaryDirectory() as directory:
-        store = STORES[name](Path(directory), core)
-        for batch in batches:
-            commit(store, core, *batch)
-            for kind, key, value in batch:
-                if value is None:
-                    model.pop((kind, key), None)
-                else:
-                    model[kind, key] = value
-        for kind in (Kind.BACKLOG, Kind.RETAINED):
-            expected = sorted((key, value) for (of, key), value in model.items() if of is kind)
-            assert list(store.scan(kind)) == expected
-        store.close()
-
-
 def test_a_scan_has_bounds(store: Store, core: Core) -> None:
     """`start` is the first key that may be found, `stop` is beyond them, in both directions."""
     keys = [b"a\0\1", b"a\0\2", b"b", b"b\0", b"c"]
@@ -217,15 +184,95 @@ def test_a_range_is_deleted(store: Store, core: Core) -> None:
     commit(
         store, core, *((Kind.BACKLOG, key, b"") for key in keys), (Kind.RETAINED, b"100", b"other")
     )
-    batch = store.batch()
-    batch.put(Kind.BACKLOG, b"050", b"before")
-    batch.delete_range(Kind.BACKLOG, b"010", b"190")
-    batch.put(Kind.BACKLOG, b"100", b"after")
-    done: list[bool] = []
-    store.commit(batch, lambda: done.append(True))
-    core.wait(lambda: done)
+    commit_operations(
+        store,
+        core,
+        Put(Kind.BACKLOG, b"050", b"before"),
+        DeleteRange(Kind.BACKLOG, b"010", b"190"),
+        Put(Kind.BACKLOG, b"100", b"after"),
+    )
     left = [key for key, _ in store.scan(Kind.BACKLOG)]
     assert left == [*keys[:10], b"100", *keys[190:]]
     assert store.get(Kind.BACKLOG, b"050") is None
     assert store.get(Kind.BACKLOG, b"100") == b"after"
     assert store.get(Kind.RETAINED, b"100") == b"other"
+
+
+def test_ranges_that_hold_nothing_are_harmless(store: Store, core: Core) -> None:
+    """An empty range, one that ends before it begins and one without records delete nothing."""
+    commit(store, core, *((Kind.BACKLOG, key, b"") for key in (b"a", b"b", b"c")))
+    commit_operations(
+        store,
+        core,
+        DeleteRange(Kind.BACKLOG, b"b", b"b"),
+        DeleteRange(Kind.BACKLOG, b"c", b"a"),
+        DeleteRange(Kind.BACKLOG, b"b\0", b"c"),
+        DeleteRange(Kind.RETAINED, b"", b"z"),
+        Put(Kind.BACKLOG, b"d", b""),
+    )
+    assert [key for key, _ in store.scan(Kind.BACKLOG)] == [b"a", b"b", b"c", b"d"]
+    assert list(store.scan(Kind.BACKLOG, b"c", b"a")) == []
+    assert list(store.scan(Kind.BACKLOG, b"c", b"a", backwards=True)) == []
+
+
+def test_a_scan_backwards_shows_the_moment_of_its_call(store: Store, core: Core) -> None:
+    """Also in this direction commits go on while it is read."""
+    commit(store, core, *((Kind.BACKLOG, b"%d" % number, b"") for number in range(5)))
+    scan = store.scan(Kind.BACKLOG, b"1", b"4", backwards=True)
+    commit_operations(store, core, DeleteRange(Kind.BACKLOG, b"0", b"3"))
+    commit(store, core, (Kind.BACKLOG, b"30", b""))
+    assert [key for key, _ in scan] == [b"3", b"2", b"1"]
+    left = [key for key, _ in store.scan(Kind.BACKLOG, backwards=True)]
+    assert left == [b"4", b"30", b"3"]
+
+
+kinds = st.sampled_from([Kind.BACKLOG, Kind.RETAINED])
+keys = st.binary(max_size=2)
+operations = st.one_of(
+    st.builds(Put, kinds, keys, st.binary(max_size=3)),
+    st.builds(Delete, kinds, keys),
+    st.builds(DeleteRange, kinds, keys, keys),
+)
+
+
+def take_effect(model: dict[tuple[Kind, bytes], bytes], operation: Operation) -> None:
+    """Do to the model what the operation does to a store."""
+    match operation:
+        case Put(kind, key, value):
+            model[kind, key] = value
+        case Delete(kind, key):
+            model.pop((kind, key), None)
+        case DeleteRange(kind, start, stop):
+            for each in [(of, key) for of, key in model if of is kind and start <= key < stop]:
+                del model[each]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(STORES))
+@given(st.lists(st.lists(operations, max_size=8), max_size=8), keys, st.one_of(st.none(), keys))
+@settings(max_examples=60)
+def test_like_a_dict(
+    name: str, batches: list[list[Operation]], start: bytes, stop: bytes | None
+) -> None:
+    """Any batches leave what they would leave in a sorted dict, read in either direction."""
+    core = Core()
+    model: dict[tuple[Kind, bytes], bytes] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        store = STORES[name](Path(directory), core)
+        for batch in batches:
+            commit_operations(store, core, *batch)
+            for operation in batch:
+                take_effect(model, operation)
+            for kind in (Kind.BACKLOG, Kind.RETAINED):
+                expected = sorted((key, value) for (of, key), value in model.items() if of is kind)
+                assert list(store.scan(kind)) == expected
+                within = [
+                    each
+                    for each in expected
+                    if start <= each[0] and (stop is None or each[0] < stop)
+                ]
+                assert list(store.scan(kind, start, stop)) == within
+                assert list(store.scan(kind, start, stop, backwards=True)) == within[::-1]
+                assert store.get(kind, start) == model.get((kind, start))
+        assert store.statistics().commit_number == len(batches)
+        store.close()
