@@ -356,8 +356,11 @@ def _open_store(configuration: Configuration, log: Logger, in_core: InCore) -> S
         os._exit(os.EX_IOERR)  # in the storage thread: nothing may be acknowledged any more
 
     def say_damage(damage: Damage) -> None:
-        kind = damage.kind.name.lower() if damage.kind is not None else "log"
-        log.error("damaged record", kind=kind, key=repr(damage.key), problem=damage.what)
+        if damage.kind is None:  # a commit that nobody was told of: any kill may leave that
+            log.warning("mended a torn file", problem=damage.what)
+        else:
+            kind = damage.kind.name.lower()
+            log.error("damaged record", kind=kind, key=repr(damage.key), problem=damage.what)
 
     def say_full(is_full: bool) -> None:
         if is_full:

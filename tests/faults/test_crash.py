@@ -46,7 +46,10 @@ def sources(_seed: int) -> tuple[list[Publisher], list[Role]]:
         Publisher("once", 4, 2, "work/ordered/once"),
         Publisher("named", 5, 1, "work/ordered/named", has_message_ids=True),
     ]
-    shared = [Publisher("shared-1", 5, 1, "$queue/shared"), Publisher("shared-2", 4, 2, "work/any")]
+    shared = [
+        Publisher("direct", 5, 1, "$queue/shared", has_message_ids=True),
+        Publisher("bound", 4, 2, "work/any"),
+    ]
     ordered_work, shared_work = Work(ordered), Work(shared)
     return [*ordered, *shared], [
         *ordered,
@@ -58,8 +61,12 @@ def sources(_seed: int) -> tuple[list[Publisher], list[Role]]:
             ordered_work,
             is_alone=True,
         ),
-        Consumer("many-1", 4, "$queue/shared/work/any", shared_work, is_alone=False),
-        Consumer("many-2", 5, "$queue/shared/work/any", shared_work, is_alone=False),
+        Consumer(
+            "many-1", 4, "$queue/shared?deduplication_s=3600/work/any", shared_work, is_alone=False
+        ),
+        Consumer(
+            "many-2", 5, "$queue/shared?deduplication_s=3600/work/any", shared_work, is_alone=False
+        ),
         Follower("follower", "log", "work/ordered/+", ordered),
     ]
 
