@@ -243,7 +243,7 @@ class CrashRun:
                 process.kill()
 
     def _load(self, port: int, *, is_first: bool) -> None:
-        """Check what was promised in the life before, with the load of this one beside it."""
+        """Check what was promised in the life before, and begin the load of this one."""
         self._threads = []
         for event in (self._is_killed, self._load_is_over, self._all_is_sent):
             event.clear()
@@ -252,10 +252,11 @@ class CrashRun:
             self._start(role, port)
         if is_first:
             until(lambda: all(role.is_ready() for role in takers) or self._failures)
-        for role in self._roles:
-            if not role.takes_rest:
-                role.check(port)
-                self._start(role, port)
+        others = [role for role in self._roles if not role.takes_rest]
+        for role in others:
+            role.check(port)
+        for role in others:
+            self._start(role, port)
 
     def _settle(self) -> None:
         """End the load and wait until all that was acknowledged has come."""
