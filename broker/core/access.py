@@ -238,6 +238,21 @@ class Access:
                 return entry.decision
         return self._default
 
+    def bind(self, client: Client, topic_filter: str) -> Decision:
+        """Whether the client may have a queue or a stream keep what is published to the filter.
+
+        Who reads there later is not judged by the topic of each message. So a rule that denies
+        subscribing to any part of the filter denies all of it, before one that allows it.
+        """
+        levels = topic_filter.split("/")
+        for entry in self._view(client).subscribe.all:
+            if not entry.mask & _QOS_1:  # at which queues and streams are read
+                continue
+            fits = _covers if entry.decision.allowed else _overlap
+            if _see_each_other(entry.levels, levels) and fits(entry.levels, levels):
+                return entry.decision
+        return self._default
+
     def receive(self, client: Client, topic: str, qos: int = 0) -> Decision:
         """Whether a message with this topic name may be delivered to the client at this QoS.
 
@@ -297,6 +312,7 @@ _VIEWS_MAX = 16_384
 microseconds. Past it the oldest is forgotten and made again when it is needed."""
 
 _EVERY_COMBINATION = 0b111_111
+_QOS_1 = 0b000_010
 _ALLOWED_BY_DEFAULT = Decision(True, "no rule matched: allowed because no users exist")
 _DENIED_BY_DEFAULT = Decision(False, "no rule matched: denied by default")
 _AUTHENTICATED = Decision(True, "authenticated users may connect")
@@ -354,12 +370,13 @@ class _Entries:
     rules takes 1 to 3 microseconds, where a run over all of them takes 5.
     """
 
-    __slots__ = ("_by_level", "_wildcards")
+    __slots__ = ("_by_level", "_wildcards", "all")
 
     def __init__(self, entries: Iterable[_Entry]) -> None:
+        self.all = tuple(entries)
         wildcards: list[_Entry] = []
         by_level: dict[str, list[_Entry]] = {}
-        for entry in entries:
+        for entry in self.all:
             level = entry.levels[0]
             if level in ("+", "#"):
                 wildcards.append(entry)
@@ -555,6 +572,27 @@ def _covers(pattern: _Levels, topic_filter: list[str]) -> bool:
         if level == "#" or wanted not in ("+", level):
             return False
     return len(pattern) == len(topic_filter)
+
+
+def _overlap(pattern: _Levels, topic_filter: list[str]) -> bool:
+    """Whether there are topics that a pattern and a filter both match, apart from '$'."""
+    for one, other in zip(pattern, topic_filter, strict=False):
+        if "#" in (one, other):
+            return True
+        if one != other and "+" not in (one, other):
+            return False
+    common = min(len(pattern), len(topic_filter))
+    rest = [*pattern[common:], *topic_filter[common:]]
+    return not rest or rest == ["#"]  # which matches its parent too (4.7.1.2)
+
+
+def _see_each_other(pattern: _Levels, topic_filter: list[str]) -> bool:
+    """False where one begins with a wildcard and the other with '$' (MQTT-4.7.2-1)."""
+    first, second = pattern[0], topic_filter[0]
+    return not (
+        (first.startswith("$") and second in ("+", "#"))
+        or (second.startswith("$") and first in ("+", "#"))
+    )
 
 
 def _entry(text: str, mask: int, decision: Decision) -> _Entry:

@@ -7,7 +7,7 @@ are recorded as seconds of the wall clock, since the monotonic clock does not su
 
 from collections.abc import Iterator
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
@@ -100,6 +100,7 @@ class Journal:
             subscription.no_local,
             subscription.retain_as_published,
             subscription.identifier,
+            subscription.options,
         ]
         key = _prefix(subscription.session) + subscription.topic_filter.encode()
         self.commits.put(Kind.SUBSCRIPTION, key, msgpack.packb(value))
@@ -185,7 +186,7 @@ class Journal:
             will = Will(decode_message(message, self._offset_s), delay_s, expiry_s)
             yield key.decode(), will, None if sent is None else sent - self._offset_s
 
-    def read_subscriptions(self) -> Iterator[tuple[str, str, list[int]]]:
+    def read_subscriptions(self) -> Iterator[tuple[str, str, list[Any]]]:
         """Every recorded subscription: client identifier, filter, its options in order."""
         for key, value in self._store.scan(Kind.SUBSCRIPTION):
             name, _, topic_filter = key.partition(_END_OF_CLIENT_ID)

@@ -7,19 +7,13 @@ them back as the `Sink` of a session. What time it is, its `Timers` say; when a 
 
 from collections import deque
 from collections.abc import Container
-from dataclasses import fields
 from functools import partial
 from operator import itemgetter
 from secrets import token_hex
 
 from ganglion import GanglionError
 from ganglion.broker.core.access import Access, Client, Decision
-from ganglion.broker.core.definitions import (
-    InvalidDefinition,
-    check_name,
-    options_from_text,
-    with_options,
-)
+from ganglion.broker.core.definitions import InvalidDefinition
 from ganglion.broker.core.journal import Journal
 from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.message import (
@@ -29,20 +23,7 @@ from ganglion.broker.core.message import (
     MessageProperties,
     Terms,
 )
-from ganglion.broker.core.queue import QUEUE_PREFIX
-from ganglion.broker.core.queue_definition import QueueDefinition
-from ganglion.broker.core.queues import Queues
-from ganglion.broker.core.reading import (
-    START_OPTIONS,
-    QueueReader,
-    SourceFilter,
-    StreamReader,
-    check_start,
-    is_source,
-    own_group,
-    split_source,
-    start_of,
-)
+from ganglion.broker.core.reading import is_source, split_source
 from ganglion.broker.core.refusals import Log, Refusals
 from ganglion.broker.core.router import (
     Receiver,
@@ -53,27 +34,17 @@ from ganglion.broker.core.router import (
     Target,
     subscription_cost,
 )
-from ganglion.broker.core.sessions import NEVER_EXPIRES, Session, Sink, Source, Will
+from ganglion.broker.core.sessions import NEVER_EXPIRES, Session, Sink, Will
+from ganglion.broker.core.sources import Sources
 from ganglion.broker.core.statistics import Statistics
-from ganglion.broker.core.stream import STREAM_PREFIX
-from ganglion.broker.core.stream_definition import StreamDefinition
-from ganglion.broker.core.streams import Streams
 from ganglion.broker.core.sys_topics import SysTopics
 from ganglion.broker.core.timers import Timers
-from ganglion.broker.core.topics import split_shared
+from ganglion.broker.core.topics import REPLY_PREFIX, split_shared
 from ganglion.broker.store import Kind, Store
 
 __all__ = ["REPLY_PREFIX", "DiskFull", "LimitReached", "NoRoom", "Node", "NotAllowed"]
 
-REPLY_PREFIX = "_reply/"
-"""Below it every client has a topic of its own for replies, which only that client may read."""
-
 _REPLY_RULE = "reply topics are read only by the client that they were given to"
-_DOLLAR_RULE = "topics that begin with '$' belong to the node (MQTT 4.7.2)"
-_RETAIN_RULE = "queues and streams keep every message: they take no retained ones"
-_DECLARE_RULE = (
-    "only who may both publish to it and subscribe to it makes a queue or stream that is not there"
-)
 
 
 class NotAllowed(GanglionError):
@@ -131,12 +102,10 @@ class Node:
         """How many sessions have a connection."""
         self.journal = Journal(store, timers, limits, self.statistics, wall_clock_offset_s)
         self.retained = self.journal.retained
-        self.queues = Queues(
-            self.journal.shelf, self.statistics, self.router.bind, self.router.unbind
+        self.sources = Sources(
+            self.journal.shelf, self.statistics, self.router, lambda: self.access
         )
-        self.streams = Streams(
-            self.journal.shelf, self.statistics, self.router.bind, self.router.unbind
-        )
+        self.queues, self.streams = self.sources.queues, self.sources.streams
         self._load()
         self.sys_topics = SysTopics(self, version, sys_interval_s)
 
@@ -223,9 +192,9 @@ class Node:
         if session.connection is sink:
             self.router.invalidate_session(session)
             session.resume(sink)
-            for subscription in list(session.subscriptions.values()):
+            for subscription in session.subscriptions.values():
                 if is_source(subscription.topic_filter):
-                    self._read_source(session, subscription)
+                    self.sources.read(subscription)
 
     def close_session(
         self, session: Session, sink: Sink, *, publish_will: bool, expiry_s: int | None = None
@@ -242,6 +211,7 @@ class Node:
         self._after_detach(session, publish_will=publish_will, ended=session.expiry_s == 0)
 
     def _detach(self, session: Session) -> None:
+        self.sources.leave(session)
         session.disconnected()
         self.connected -= 1
 
@@ -290,11 +260,13 @@ class Node:
         decision = self.may_publish(client, message.topic, message.qos, message.retain)
         if not decision.allowed:
             self.refusals.refuse("publish will", client, decision.rule, topic=message.topic)
+            self.statistics.drop("refused")
             return
         try:
             self.publish(message, publisher=session)
         except LimitReached as error:
-            self.refusals.refuse("retain will", client, str(error), topic=message.topic)
+            self.refusals.refuse("publish will", client, str(error), topic=message.topic)
+            self.statistics.drop("refused")
 
     def _expire(self, session: Session, _now: float) -> None:
         session.timer = None
@@ -313,7 +285,7 @@ class Node:
         session.discard_queue()
         for subscription in session.subscriptions.values():
             if is_source(subscription.topic_filter):
-                self._forget_position(session, subscription.topic_filter)
+                self.sources.end(subscription)
             else:
                 self.router.remove(subscription)
         session.subscriptions = {}
@@ -347,43 +319,12 @@ class Node:
     # -- subscriptions ---------------------------------------------------------------------------
 
     def may_subscribe(self, session: Session, topic_filter: str, qos: int) -> Decision:
-        """Whether the client may subscribe with this (valid) filter."""
+        """Whether the client may subscribe with this (valid) filter, which is no source's."""
         if topic_filter.startswith(REPLY_PREFIX):
             token = session.reply_token
             allowed = token is not None and topic_filter.split("/")[1] == token
             return Decision(allowed, _REPLY_RULE)
-        try:
-            wanted = split_source(topic_filter)
-        except InvalidDefinition as error:
-            return Decision(False, str(error))
-        if wanted is None:
-            return self.access.subscribe(session.client, topic_filter, qos)
-        decision = self.access.subscribe(session.client, wanted.topic, qos)
-        if decision.allowed and (wanted.binding or not self._is_declared(wanted.topic)):
-            decision = self._may_declare(session.client, wanted.topic)
-        if decision.allowed and wanted.binding:
-            decision = self.access.subscribe(session.client, wanted.binding, qos)
-        return decision
-
-    def _is_declared(self, topic: str) -> bool:
-        """Whether there is the queue or stream that this topic leads to."""
-        if topic.startswith(STREAM_PREFIX):
-            return self.streams.find(topic.removeprefix(STREAM_PREFIX)) is not None
-        return self.queues.find(topic.removeprefix(QUEUE_PREFIX)) is not None
-
-    def _may_declare(self, client: Client, topic: str) -> Decision:
-        """Whether the client may make, or bind a filter to, what this topic leads to."""
-        try:
-            check_name(topic.split("/", 1)[1], "queue")
-        except InvalidDefinition as error:
-            return Decision(False, str(error))
-        for decision in (
-            self.access.subscribe(client, topic, 1),
-            self.access.publish(client, topic, 1, False),
-        ):
-            if not decision.allowed:
-                return Decision(False, f"{decision.rule}; {_DECLARE_RULE}")
-        return Decision(True, _DECLARE_RULE)
+        return self.access.subscribe(session.client, topic_filter, qos)
 
     def subscribe(
         self, subscription: Subscription, options: tuple[tuple[str, str], ...] = ()
@@ -391,13 +332,18 @@ class Node:
         """Let the subscription take effect; whether its session had the same filter before.
 
         `options` are for the queue or stream that it names, beside those in its filter. Raises
-        `NotAllowed` or `LimitReached`. Retained messages come with `send_retained`.
+        `NotAllowed`, `LimitReached`, and `InvalidDefinition` for what cannot be a queue or stream.
+        Retained messages come with `send_retained`.
         """
         session = subscription.session
-        topic_filter = subscription.topic_filter
-        decision = self.may_subscribe(session, topic_filter, subscription.qos)
-        if not decision.allowed:
-            raise NotAllowed(decision)
+        wanted = split_source(subscription.topic_filter)
+        if wanted is None:
+            topic_filter = subscription.topic_filter
+            decision = self.may_subscribe(session, topic_filter, subscription.qos)
+            if not decision.allowed:
+                raise NotAllowed(decision)
+        else:
+            topic_filter = subscription.topic_filter = wanted.subscription
         existed = topic_filter in session.subscriptions
         limit = self.limits.subscriptions_per_client_max
         cost = 0 if existed else subscription_cost(topic_filter)
@@ -405,12 +351,12 @@ class Node:
             raise LimitReached(f"subscriptions_per_client_max = {limit} is reached")
         if session.replay and len(session.replay) > self.limits.queued_messages_per_session_max:
             raise LimitReached("too many retained messages wait for this client already")
-        wanted = split_source(topic_filter)
         if wanted is None:
             self.router.add(subscription)
         else:
-            self._declare(wanted, options)
-            subscription.options = (*options, *wanted.options)
+            decision = self.sources.subscribe(subscription, wanted, options)
+            if not decision.allowed:
+                raise NotAllowed(decision)
         session.subscriptions[topic_filter] = subscription
         session.subscription_cost += cost
         if session.is_durable():
@@ -422,18 +368,19 @@ class Node:
 
         One to a queue or a stream begins to read there.
         """
-        if split_shared(subscription.topic_filter):
-            return  # 4.8.2: none are sent to shared subscriptions
-        session = subscription.session
-        if is_source(subscription.topic_filter):
-            self._read_source(session, subscription)
+        session, topic_filter = subscription.session, subscription.topic_filter
+        if is_source(topic_filter):
+            if session.subscriptions.get(topic_filter) is subscription:  # it is not over already
+                self.sources.read(subscription)
             return
+        if split_shared(topic_filter):
+            return  # 4.8.2: none are sent to shared subscriptions
         identifiers = (subscription.identifier,) if subscription.identifier else ()
         terms = [Terms(qos, True, identifiers) for qos in range(subscription.qos + 1)]
         found: list[Delivery] = []
         expired: list[str] = []
         now = self.timers.now
-        for message in self.retained.matching(subscription.topic_filter):
+        for message in self.retained.matching(topic_filter):
             if message.expires_at is not None and message.expires_at <= now:
                 expired.append(message.topic)
             elif self._may_receive(session, message.topic):
@@ -445,12 +392,17 @@ class Node:
 
     def unsubscribe(self, session: Session, topic_filter: str) -> bool:
         """End a subscription; whether there was one."""
+        try:
+            wanted = split_source(topic_filter)
+        except InvalidDefinition:
+            return False
+        if wanted is not None:
+            topic_filter = wanted.subscription
         subscription = session.subscriptions.get(topic_filter)
         if subscription is None:
             return False
-        if is_source(topic_filter):
-            session.remove_source(topic_filter)
-            self._forget_position(session, topic_filter)
+        if wanted is not None:
+            self.sources.unsubscribe(subscription)
         else:
             self.router.remove(subscription)
         del session.subscriptions[topic_filter]
@@ -458,91 +410,6 @@ class Node:
         if session.is_durable():
             self.journal.forget_subscription(subscription)
         return True
-
-    def _declare(self, wanted: SourceFilter, options: tuple[tuple[str, str], ...]) -> None:
-        """Make the queue or stream that a subscription names, and let it be as that says.
-
-        Of `options` those count that a queue or stream has. Raises `LimitReached` with what is
-        wrong with them.
-        """
-        is_stream = wanted.prefix == STREAM_PREFIX
-        found = self.streams.find(wanted.name) if is_stream else self.queues.find(wanted.name)
-        try:
-            definition: StreamDefinition | QueueDefinition
-            if found is not None:
-                definition = found.definition
-            elif is_stream:
-                definition = StreamDefinition(name=wanted.name)
-            else:
-                definition = QueueDefinition(name=wanted.name)
-            given = [each for each in wanted.options if each[0] not in START_OPTIONS]
-            known = {each.name for each in fields(definition)} - {"name", "bindings"}
-            given += [each for each in options if each[0].replace("-", "_") in known]
-            check_start(dict((*options, *wanted.options)))
-            changes = options_from_text(definition, given)
-            if wanted.binding and wanted.binding not in definition.bindings:
-                changes["bindings"] = (*definition.bindings, wanted.binding)
-            if found is not None and not changes:
-                return
-            definition = with_options(definition, changes)
-            if isinstance(definition, StreamDefinition):
-                self.streams.declare(definition)
-            else:
-                self.queues.declare(definition)
-        except InvalidDefinition as error:
-            raise LimitReached(str(error)) from None
-
-    def _read_source(self, session: Session, subscription: Subscription) -> None:
-        """Let a connected session read from the queue or stream that its subscription names."""
-        topic_filter = subscription.topic_filter
-        wanted = split_source(topic_filter)
-        if wanted is None or session.sink is None:
-            return
-        if not self.may_subscribe(session, topic_filter, 1).allowed:
-            return
-        session.remove_source(topic_filter)  # it subscribes anew
-        reader: Source | None
-        if wanted.prefix == STREAM_PREFIX:
-            reader = self._stream_reader(session, subscription, wanted)
-        else:
-            queue = self.queues.find(wanted.name)
-            if queue is None:
-                return
-            reader = QueueReader(session, queue, subscription.qos, subscription.identifier)
-        if reader is not None:
-            session.add_source(topic_filter, reader)
-            reader.pull()
-
-    def _forget_position(self, session: Session, topic_filter: str) -> None:
-        """A session does not read a stream any more: nobody needs its own position there."""
-        wanted = split_source(topic_filter)
-        if wanted is not None and wanted.prefix == STREAM_PREFIX and not wanted.group:
-            stream = self.streams.find(wanted.name)
-            group = own_group(session.client.client_id)
-            if stream is not None and group in stream.groups:
-                stream.delete_group(group)
-
-    def _stream_reader(
-        self, session: Session, subscription: Subscription, wanted: SourceFilter
-    ) -> StreamReader | None:
-        stream = self.streams.find(wanted.name)
-        if stream is None:
-            return None
-        group = wanted.group
-        if not group and session.is_durable():
-            group = own_group(session.client.client_id)
-        try:
-            return StreamReader(
-                session,
-                stream,
-                subscription.qos,
-                subscription.identifier,
-                group=group,
-                after=start_of(stream, dict(subscription.options)),
-            )
-        except InvalidDefinition as error:  # too many groups
-            self.refusals.refuse("read stream", session.client, str(error), topic=wanted.topic)
-            return None
 
     def reply_prefix(self, session: Session) -> str:
         """The topic below which only this client may read (MQTT 5.0 section 4.10)."""
@@ -555,27 +422,16 @@ class Node:
     def may_publish(self, client: Client, topic: str, qos: int, retain: bool) -> Decision:
         """Whether the client may publish to this (valid) topic with this QoS and retain flag."""
         if topic[:1] == "$":
-            return self._may_send(client, topic, qos, retain)
+            return self.sources.may_send(client, topic, qos, retain)
         if topic.startswith(REPLY_PREFIX):
             return Decision(not retain, "reply topics take no retained messages")
         return self.access.publish(client, topic, qos, retain)
 
-    def _may_send(self, client: Client, topic: str, qos: int, retain: bool) -> Decision:
-        """Whether the client may send to the queue or stream that this topic leads to."""
-        if not is_source(topic):
-            return Decision(False, _DOLLAR_RULE)
-        if retain:
-            return Decision(False, _RETAIN_RULE)
-        decision = self.access.publish(client, topic, qos, False)
-        if decision.allowed and not self._is_declared(topic):
-            decision = self._may_declare(client, topic)
-        return decision
-
     def publish_mask(self, client: Client, topic: str) -> int:
         """What `may_publish` allows, as bits: ``1 << (qos + 3 * retain)``."""
         if topic[:1] == "$":
-            allowed = [self._may_send(client, topic, qos, False).allowed for qos in (0, 1, 2)]
-            return sum(1 << qos for qos in (0, 1, 2) if allowed[qos])
+            may_send = self.sources.may_send
+            return sum(1 << qos for qos in (0, 1, 2) if may_send(client, topic, qos, False).allowed)
         if topic.startswith(REPLY_PREFIX):
             return 0b000111
         return self.access.publish_mask(client, topic)
@@ -587,28 +443,34 @@ class Node:
 
         `route` is that of its topic where the caller has it (it must be valid).
         `Message.durable` says afterwards whether to wait for the commit before acknowledging it.
-        Raises `LimitReached` when it is to be retained and there is no room, `DiskFull` when any
-        of it has to be durable and cannot be: then nobody gets it.
+        Raises `LimitReached` when it is to be retained and there is no room, `NoRoom` when a queue
+        or stream does not take it, `DiskFull` when any of it has to be durable and cannot be: then
+        nobody gets it. But what has QoS 0 goes wherever there is room.
         """
         retain = message.retain
         if route is None:
-            if is_source(message.topic) and not self._is_declared(message.topic):
-                prefix, _, name = message.topic.partition("/")
-                self._declare(SourceFilter(f"{prefix}/", name, (), "", ""), ())
-            route = self.router.route(message.topic)
+            topic = message.topic
+            if topic[:1] == "$" and is_source(topic) and self.sources.find(topic) is None:
+                try:
+                    self.sources.make(topic)
+                except InvalidDefinition as error:
+                    raise LimitReached(str(error)) from None
+            route = self.router.route(topic)
+        targets = route.targets
         if self._store.is_full:
-            self._check_disk(message, route)
-        for bound in route.bounded:
-            refusal = bound.refusal(message)
-            if refusal is not None:
-                raise NoRoom(refusal)
+            targets = self._check_disk(message, route)
+        if message.qos:
+            for bound in route.bounded:
+                refusal = bound.refusal(message)
+                if refusal is not None:
+                    raise NoRoom(refusal)
         if retain:
             if not self.retained.has_room_for(message, self.limits):
                 raise LimitReached("retained_messages_max or retained_bytes_max is reached")
             self.journal.retain(message)
         if route.durable > 1:
             self.journal.shelf.payloads.share(message)
-        count = self.forward(message, route.targets, route.groups, publisher)
+        count = self.forward(message, targets, route.groups, publisher)
         if retain:
             message.forms = None  # the retained message would keep its encodings for good
         return count
@@ -618,11 +480,17 @@ class Node:
         """Whether the store waits for room: what has to be durable is refused."""
         return self._store.is_full
 
-    def _check_disk(self, message: Message, route: Route) -> None:
-        receivers: list[Receiver] = [target.receiver for target in route.targets]
+    def _check_disk(self, message: Message, route: Route) -> list[Target]:
+        """The disk is full: which targets the message may go to. Raises `DiskFull`."""
+        targets = route.targets
+        receivers: list[Receiver] = [target.receiver for target in targets]
         receivers += [member[0] for group in route.groups for member in group.members]
         if message.retain or (message.qos and any(each.is_durable() for each in receivers)):
             raise DiskFull("the disk is full: what has to be durable is not taken")
+        transient = [each for each in targets if isinstance(each.receiver, Session)]
+        for _ in range(len(targets) - len(transient)):  # queues and streams, which keep QoS 0 too
+            self.statistics.drop("the disk is full")
+        return transient
 
     def forward(
         self,
@@ -713,9 +581,7 @@ class Node:
                 sink.expel("the user does not exist any more")
             else:
                 sink.access_changed()
-                for topic_filter in list(session.sources or ()):
-                    if not self.may_subscribe(session, topic_filter, 1).allowed:
-                        session.remove_source(topic_filter)
+                self.sources.rules_changed(session)
 
     def _drop_forbidden(self, session: Session) -> None:
         if session.replay:
@@ -768,7 +634,7 @@ class Node:
             if owner is None:
                 orphans += 1
                 continue
-            qos, no_local, retain_as_published, identifier = options
+            qos, no_local, retain_as_published, identifier, source_options = options
             subscription = Subscription(
                 owner,
                 topic_filter,
@@ -777,6 +643,7 @@ class Node:
                 retain_as_published=bool(retain_as_published),
                 identifier=identifier,
             )
+            subscription.options = tuple((name, value) for name, value in source_options)
             if not is_source(topic_filter):
                 self.router.add(subscription)
             owner.subscriptions[topic_filter] = subscription

@@ -12,49 +12,72 @@ subscription of a session that outlives its connection is taken up again when th
 the option ``after`` from behind a sequence, with ``from`` from a time on (Unix seconds, ISO 8601,
 or ``first``). ``$share/{group}/$stream/…`` reads as a member of a group, which keeps a position. So
 does a session that outlives its connection, as a group of its own.
+
+The option ``credit`` says how many messages the client may have unacknowledged.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from math import isfinite, nan
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
-from ganglion.broker.core.definitions import InvalidDefinition, split_options
+from ganglion.broker.core.definitions import InvalidDefinition, check_name, split_options
 from ganglion.broker.core.message import Message, MessageProperties, Terms
 from ganglion.broker.core.queue import QUEUE_PREFIX
+from ganglion.broker.core.sessions import Refusal
 from ganglion.broker.core.stream import STREAM_PREFIX
 from ganglion.broker.core.stream_batches import Record
-from ganglion.broker.core.topics import split_shared
+from ganglion.broker.core.topics import REPLY_PREFIX, split_shared
 
 if TYPE_CHECKING:
     from ganglion.broker.core.queue import Queue
+    from ganglion.broker.core.router import Subscription
     from ganglion.broker.core.sessions import Session
     from ganglion.broker.core.stream import Stream
     from ganglion.broker.core.stream_groups import Follower, Member
 
 __all__ = [
     "DELIVERY_COUNT",
+    "READING_OPTIONS",
     "SEQUENCE",
-    "START_OPTIONS",
     "TIME",
+    "InvalidSource",
     "QueueReader",
     "SourceFilter",
     "StreamReader",
-    "check_start",
+    "check_source_topic",
+    "is_same_start",
     "is_source",
     "own_group",
+    "reading_options",
     "split_source",
     "start_of",
 ]
 
-START_OPTIONS = frozenset(("after", "from"))
-"""Options of a subscription to a stream: where to begin."""
+READING_OPTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        QUEUE_PREFIX: frozenset(("credit",)),
+        STREAM_PREFIX: frozenset(("credit", "after", "from")),
+    }
+)
+"""Options of a subscription that are about its reader, not about the queue or stream."""
 SEQUENCE = "x-sequence"
 """A user property of a record of a stream: its sequence number there."""
 TIME = "x-time"
 """The same for when it was appended, in Unix seconds."""
 DELIVERY_COUNT = "x-delivery-count"
 """A user property of what is delivered again: how often it was delivered before."""
+
+_CREDIT_MAX = 65_535  # packet identifiers that a client has
+_SEQUENCE_DIGITS_MAX = 19
+_OWN_GROUPS = "session-"
+
+
+class InvalidSource(InvalidDefinition):
+    """A topic or a filter begins like that of a queue or stream, and cannot be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +91,17 @@ class SourceFilter:
     binding: str
     """The topic filter to bind; empty: none."""
     group: str
-    """The name of the shared subscription; empty: none."""
+    """The group that shares a stream; empty: none. Those who read a queue share it in any case."""
 
     @property
     def topic(self) -> str:
         """The topic that leads to the queue or stream, by which rules judge access to it."""
         return self.prefix + self.name
+
+    @property
+    def subscription(self) -> str:
+        """The filter without what may differ from one SUBSCRIBE to the next."""
+        return f"$share/{self.group}/{self.topic}" if self.group else self.topic
 
 
 def is_source(topic: str) -> bool:
@@ -84,80 +112,145 @@ def is_source(topic: str) -> bool:
     return topic.startswith((QUEUE_PREFIX, STREAM_PREFIX))
 
 
+def check_source_topic(topic: str) -> None:
+    """Raise `InvalidSource` if a topic name leads to no possible queue or stream though it should.
+
+    Any other topic passes.
+    """
+    for prefix in (QUEUE_PREFIX, STREAM_PREFIX):
+        if topic.startswith(prefix):
+            _check_name(topic.removeprefix(prefix), prefix)
+
+
+def _check_name(name: str, prefix: str) -> None:
+    try:
+        check_name(name, prefix.strip("$/"))
+    except InvalidDefinition as error:
+        raise InvalidSource(str(error)) from None
+
+
 def split_source(topic_filter: str) -> SourceFilter | None:
-    """What such a filter says; None when it is an ordinary one. Raises `InvalidDefinition`."""
+    """What such a (valid) filter says; None when it is an ordinary one. Raises `InvalidSource`."""
+    if topic_filter[:1] != "$":
+        return None
     group = ""
-    shared = split_shared(topic_filter) if topic_filter.startswith("$share/") else None
+    shared = split_shared(topic_filter)
     if shared is not None:
         group, topic_filter = shared.group, shared.topic_filter
     for prefix in (QUEUE_PREFIX, STREAM_PREFIX):
         if topic_filter.startswith(prefix):
-            first, _, binding = topic_filter[len(prefix) :].partition("/")
+            first, slash, binding = topic_filter[len(prefix) :].partition("/")
             name, options = split_options(first)
-            if topic_filter.endswith("/") and not binding:
-                raise InvalidDefinition(f"{topic_filter!r} ends with '/'")
+            _check_name(name, prefix)
+            if slash and not binding:
+                raise InvalidSource(f"{topic_filter!r} ends with '/'")
+            if binding.startswith(("$share/", REPLY_PREFIX)):
+                raise InvalidSource(f"{binding!r} cannot be bound")
+            if prefix == QUEUE_PREFIX:
+                group = ""
+            elif group:
+                _check_group(group)
             return SourceFilter(prefix, name, tuple(options), binding, group)
     return None
 
 
-def own_group(client_id: str) -> str:
+def _check_group(group: str) -> None:
+    try:
+        check_name(group, "group")
+    except InvalidDefinition as error:
+        raise InvalidSource(str(error)) from None
+    if group.startswith(_OWN_GROUPS):
+        raise InvalidSource(f"{group!r} cannot be the name of a group: it is that of a session")
+
+
+def own_group(session: "Session") -> str:
     """The group that keeps the position of one session that outlives its connection."""
-    return f"session-{sha256(client_id.encode()).hexdigest()[:32]}"
+    return f"{_OWN_GROUPS}{sha256(session.client.client_id.encode()).hexdigest()[:32]}"
 
 
-def check_start(options: dict[str, str]) -> None:
-    """Raise `InvalidDefinition` where the options ``after`` and ``from`` say nothing sensible."""
-    after = options.get("after", "0")
-    if not after.isdecimal() or not after.isascii() or len(after) > _SEQUENCE_DIGITS_MAX:
-        raise InvalidDefinition(f"option after is {after!r}; it must be a sequence number")
+def reading_options(
+    wanted: SourceFilter, others: Iterable[tuple[str, str]]
+) -> tuple[tuple[str, str], ...]:
+    """The options about the reader: those in its filter, over `others`, in order of their names.
+
+    Raises `InvalidDefinition` where one says nothing sensible.
+    """
+    known = READING_OPTIONS[wanted.prefix]
+    options = {name: value for name, value in (*others, *wanted.options) if name in known}
+    _check_number("credit", options.get("credit", "1"), 1, _CREDIT_MAX)
+    if "after" in options:
+        _check_number("after", options["after"], 0, 10**_SEQUENCE_DIGITS_MAX - 1)
     if options.get("from", "now") not in ("now", "first"):
         _time_s(options["from"])
+    return tuple(sorted(options.items()))
 
 
-def start_of(stream: "Stream", options: dict[str, str]) -> int | None:
-    """After which sequence to begin, by the options ``after`` and ``from``; None: with what comes.
+def _check_number(option: str, text: str, least: int, most: int) -> None:
+    is_number = text.isascii() and text.isdecimal() and len(text) <= _SEQUENCE_DIGITS_MAX
+    if not is_number or not least <= int(text) <= most:
+        raise InvalidDefinition(
+            f"option {option} is {text!r}; it must be a whole number from {least} to {most}"
+        )
 
-    Raises `InvalidDefinition`.
+
+def is_same_start(options: Iterable[tuple[str, str]], others: Iterable[tuple[str, str]]) -> bool:
+    """Whether two subscriptions to a stream ask for the same place to begin."""
+    first, second = dict(options), dict(others)
+    return all(first.get(name) == second.get(name) for name in ("after", "from"))
+
+
+def start_of(stream: "Stream", options: Iterable[tuple[str, str]]) -> int:
+    """After which sequence to begin, by the options ``after`` and ``from``.
+
+    Where the stream has not come so far yet, with what comes next.
     """
-    check_start(options)
-    after, begin = options.get("after"), options.get("from", "now")
+    given = dict(options)
+    after, begin = given.get("after"), given.get("from", "now")
     if after is not None:
-        return int(after)
+        return min(int(after), stream.last)
     if begin == "now":
-        return None
+        return stream.last
     return 0 if begin == "first" else stream.position_at(_time_s(begin))
 
 
 def _time_s(text: str) -> float:
-    """Unix time, in seconds."""
+    """Unix time, in seconds; text without a time zone is UTC."""
     try:
-        return float(text)
+        time_s = float(text)
     except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
+        try:
+            when = datetime.fromisoformat(text)
+        except ValueError:
+            time_s = nan
+        else:
+            time_s = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    if not isfinite(time_s):
         raise InvalidDefinition(
             f"option from is {text!r}; it must be a time (Unix seconds or ISO 8601), 'first' or "
             "'now'"
-        ) from None
-
-
-_SEQUENCE_DIGITS_MAX = 19
+        )
+    return time_s
 
 
 class QueueReader:
     """The consumer of a queue that a session is; the `Source` of one and the sink of the other."""
 
-    __slots__ = ("_consumer", "_session", "_terms")
+    __slots__ = ("_consumer", "_credit", "_is_stopped", "_session", "_terms", "_unacknowledged")
 
-    def __init__(self, session: "Session", queue: "Queue", qos: int, identifier: int) -> None:
+    def __init__(self, subscription: "Subscription", queue: "Queue") -> None:
         """With QoS 0 a message counts as done when it is sent."""
-        self._session = session
-        self._terms = Terms(qos, False, (identifier,) if identifier else (), None, self)
+        self._session = subscription.session
+        self._unacknowledged = 0
+        self._is_stopped = False
+        self.set_subscription(subscription)
         self._consumer = queue.consume(self)
 
     # -- the session calls -----------------------------------------------------------------------
+
+    def set_subscription(self, subscription: "Subscription") -> None:
+        """What is delivered from now on is on these terms."""
+        self._terms = _terms(subscription, self)
+        self._credit = _credit(subscription)
 
     def pull(self) -> None:
         """There may be room."""
@@ -166,20 +259,41 @@ class QueueReader:
     def acknowledged(self, number: int) -> None:
         """The client is done with it."""
         self._consumer.acknowledge(number)
+        self._one_less()
 
-    def refused(self, number: int) -> None:
+    def refused(self, number: int, refusal: Refusal) -> None:
         """The client could not do it."""
-        self._consumer.nack(number)
+        if refusal.is_final:
+            self._consumer.reject(number, refusal.reason)
+        else:
+            self._consumer.nack(number, refusal.delay_s)
+        self._one_less()
+
+    def stop(self) -> None:
+        """The client wants no more, but may acknowledge what it has."""
+        self._is_stopped = True
+        if not self._consumer.leases:
+            self.close()
 
     def close(self) -> None:
         """The client is gone."""
+        self._is_stopped = True
         self._consumer.close()
+
+    def _one_less(self) -> None:
+        self._unacknowledged -= 1
+        if self._is_stopped and not self._consumer.leases:
+            self.close()
 
     # -- the queue calls -------------------------------------------------------------------------
 
     def room(self) -> int:
         """How many messages the session takes now."""
-        return self._session.room()
+        if self._is_stopped:
+            if not self._consumer.leases:  # the last ones have run out
+                self.close()
+            return 0
+        return min(self._session.room(), self._credit - self._unacknowledged)
 
     def deliver(self, leases: list[tuple[int, Message]], attempts: dict[int, int]) -> None:
         """Send them to the client."""
@@ -188,6 +302,7 @@ class QueueReader:
                 (lease, _counted(message, attempts[lease]) if lease in attempts else message)
                 for lease, message in leases
             ]
+        self._unacknowledged += len(leases)
         self._session.give(leases, self._terms)
 
 
@@ -201,55 +316,87 @@ def _counted(message: Message, attempts: int) -> Message:
 class StreamReader:
     """The reader of a stream that a session is: as a member of a group, or a mere follower."""
 
-    __slots__ = ("_member", "_session", "_source", "_terms")
+    __slots__ = (
+        "_credit",
+        "_is_stopped",
+        "_member",
+        "_session",
+        "_source",
+        "_terms",
+        "_unacknowledged",
+    )
 
-    def __init__(
-        self,
-        session: "Session",
-        stream: "Stream",
-        qos: int,
-        identifier: int,
-        *,
-        group: str,
-        after: int | None,
-    ) -> None:
-        """Read behind `after`, None: what comes. An empty `group`: nobody keeps the position."""
-        self._session = session
-        self._terms = Terms(qos, False, (identifier,) if identifier else (), None, self)
+    def __init__(self, subscription: "Subscription", stream: "Stream", group: str) -> None:
+        """Read on where the group is; without a group where the subscription says."""
+        self._session = session = subscription.session
+        self._unacknowledged = 0
+        self._is_stopped = False
+        self.set_subscription(subscription)
         self._member: Member | None = None
-        last = stream.last
         self._source: Follower | Member
         if group:
-            if group not in stream.groups:
-                stream.group(group, last if after is None else after)
-            self._source = self._member = stream.group(group).join(session.pump)
+            found = stream.groups.get(group) or stream.group(
+                group, start_of(stream, subscription.options)
+            )
+            self._source = self._member = found.join(session.pump)
         else:
-            self._source = stream.follow(last if after is None else after, session.pump)
+            self._source = stream.follow(start_of(stream, subscription.options), session.pump)
+
+    def set_subscription(self, subscription: "Subscription") -> None:
+        """What is delivered from now on is on these terms."""
+        self._terms = _terms(subscription, self)
+        self._credit = _credit(subscription)
 
     def pull(self) -> None:
         """There may be room."""
         session = self._session
-        while (room := session.room()) > 0:
-            records = self._source.take(min(room, _AT_ONCE))
-            session.give([(each.sequence, _message(each)) for each in records], self._terms)
-            if len(records) < min(room, _AT_ONCE):
+        while not self._is_stopped:
+            room = min(session.room(), self._credit - self._unacknowledged, _AT_ONCE)
+            if room <= 0:
                 return
+            records = self._source.take(room)
+            if not records:
+                return  # the session is woken when there are
+            self._unacknowledged += len(records)
+            session.give([(each.sequence, _message(each)) for each in records], self._terms)
 
     def acknowledged(self, number: int) -> None:
         """The client is done with it."""
+        self._unacknowledged -= 1
         if self._member is not None:
             self._member.acknowledge(number)
+            if self._is_stopped and self._unacknowledged <= 0:
+                self.close()
 
-    def refused(self, number: int) -> None:
+    def refused(self, number: int, refusal: Refusal) -> None:
         """The client does not want it: that is as good as read, or it would come for ever."""
         self.acknowledged(number)
 
+    def stop(self) -> None:
+        """The client wants no more, but may acknowledge what it has."""
+        self._is_stopped = True
+        if self._member is None or self._unacknowledged <= 0:
+            self.close()
+
     def close(self) -> None:
         """The client is gone."""
+        self._is_stopped = True
         self._source.close()
 
 
 _AT_ONCE = 100  # records taken at a time: a client that gets congested leaves the rest
+
+
+def _terms(subscription: "Subscription", source: QueueReader | StreamReader) -> Terms:
+    identifiers = (subscription.identifier,) if subscription.identifier else ()
+    return Terms(subscription.qos, False, identifiers, None, source)
+
+
+def _credit(subscription: "Subscription") -> int:
+    for option, value in subscription.options:
+        if option == "credit":
+            return int(value)
+    return _CREDIT_MAX
 
 
 def _message(record: Record) -> Message:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from ganglion.broker.core.message import PLAIN_TERMS, Message, Terms
 from ganglion.broker.core.topics import (
+    REPLY_PREFIX,
     SharedFilter,
     TopicTree,
     has_wildcard,
@@ -120,7 +121,7 @@ class Subscription:
         self.identifier = identifier
         """Subscription identifier; 0: none."""
         self.options: tuple[tuple[str, str], ...] = ()
-        """Where in a stream to begin, if it is to one."""
+        """How to read, if it is to a queue or a stream: see `reading`."""
 
 
 def _terms_by_qos(
@@ -497,8 +498,9 @@ class Router:
         groups: list[SharedGroup] = []
         services: list[Service] = []
         bound: dict[Bound, None] = {}  # one that is bound more than once gets a message once
+        may_be_kept = not topic.startswith(REPLY_PREFIX)
         for branch in self._branches(topic):
-            if branch.bound:
+            if branch.bound and may_be_kept:
                 bound.update(dict.fromkeys(branch.bound))
             if branch.groups:
                 groups.extend(branch.groups.values())

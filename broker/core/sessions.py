@@ -13,7 +13,7 @@ Besides what is routed to it a session gets what its client takes from queues an
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ganglion.broker.core.access import Client
 from ganglion.broker.core.backlog import Backlog
@@ -24,7 +24,7 @@ from ganglion.broker.core.timers import Timer
 if TYPE_CHECKING:
     from ganglion.broker.core.journal import Journal
 
-__all__ = ["NEVER_EXPIRES", "RELEASED", "Session", "Sink", "Source", "Will"]
+__all__ = ["NEVER_EXPIRES", "RELEASED", "Refusal", "Session", "Sink", "Source", "Will"]
 
 NEVER_EXPIRES = 0xFFFF_FFFF
 """A session expiry interval that means what it says (MQTT 5.0 section 3.1.2.11.2)."""
@@ -33,8 +33,23 @@ RELEASED = None
 """In `Session.inflight`: the QoS 2 message was received (PUBREC); PUBCOMP is awaited."""
 
 
+class Refusal(NamedTuple):
+    """How a client refuses a message that it was given."""
+
+    is_final: bool = False
+    """Nobody will be able to do it."""
+    delay_s: float | None = None
+    """When it may come again, in seconds from now; None: as the queue has it."""
+    reason: str = "rejected"
+    """Of a final refusal."""
+
+
 class Source(Protocol):
     """A queue or a stream that the client of a session reads from."""
+
+    def set_subscription(self, subscription: Subscription) -> None:
+        """What is given from now on is on the terms of this subscription."""
+        ...
 
     def pull(self) -> None:
         """There may be room: give the session what is ready, with `Session.give`."""
@@ -44,8 +59,12 @@ class Source(Protocol):
         """The client is done with what was given under this number."""
         ...
 
-    def refused(self, number: int) -> None:
+    def refused(self, number: int, refusal: Refusal) -> None:
         """The client could not do it, or it could not be sent."""
+        ...
+
+    def stop(self) -> None:
+        """Give nothing more; what was given may still be acknowledged."""
         ...
 
     def close(self) -> None:
@@ -254,24 +273,27 @@ class Session:
         if sink is None:
             return
         send = sink.send
+        refused: list[int] = []  # told afterwards: the source may give more then
         if not terms.qos:
             for number, message in messages:
                 if send(0, message, terms, False):
                     source.acknowledged(number)
                 else:
-                    source.refused(number)
-            return
-        inflight = self.inflight
-        packet_id = self._next_id
-        for number, message in messages:
-            packet_id = packet_id % 65_535 + 1
-            while packet_id in inflight:
+                    refused.append(number)
+        else:
+            inflight = self.inflight
+            packet_id = self._next_id
+            for number, message in messages:
                 packet_id = packet_id % 65_535 + 1
-            inflight[packet_id] = (message, terms, number, None)
-            if not send(packet_id, message, terms, False):
-                del inflight[packet_id]
-                source.refused(number)
-        self._next_id = packet_id
+                while packet_id in inflight:
+                    packet_id = packet_id % 65_535 + 1
+                inflight[packet_id] = (message, terms, number, None)
+                if not send(packet_id, message, terms, False):
+                    del inflight[packet_id]
+                    refused.append(number)
+            self._next_id = packet_id
+        for number in refused:
+            source.refused(number, _UNSENDABLE)
 
     def pump(self) -> None:
         """Send as much of what waits as the window and the connection allow."""
@@ -295,9 +317,13 @@ class Session:
             message, terms, _, _ = self.replay.popleft()
             if self._journal.is_retained(message):
                 self.deliver(message, terms)
-        if self.sources and len(self.inflight) < self.window:
-            for source in list(self.sources.values()):
+        sources = self.sources
+        if sources and len(self.inflight) < self.window:
+            for source in list(sources.values()):
                 source.pull()
+            if len(sources) > 1:  # another one is first next time
+                first = next(iter(sources))
+                sources[first] = sources.pop(first)
 
     def _pump_resending(self, resending: deque[int], sink: Sink) -> None:
         inflight = self.inflight
@@ -355,7 +381,7 @@ class Session:
                 return True
         if sink.send(packet_id, delivery[0], delivery[1], False):
             return True
-        self.settle(packet_id, delivery, refused=True)
+        self.settle(packet_id, delivery)
         return False
 
     def _send_recorded(self, packet_id: int, delivery: Delivery, sink: Sink) -> None:
@@ -414,15 +440,15 @@ class Session:
 
     # -- acknowledgements ------------------------------------------------------------------------
 
-    def acknowledged(self, packet_id: int, *, refused: bool = False) -> bool:
+    def acknowledged(self, packet_id: int, refusal: Refusal | None = None) -> bool:
         """PUBACK came, or a PUBREC that refuses: whether such a message was on the way.
 
-        A message of a queue that is `refused` (a reason of 0x80 or above) goes back there.
+        A message of a queue goes back there with a `refusal` (a reason of 0x80 or above).
         """
         delivery = self.inflight.get(packet_id)
         if delivery is None:
             return False
-        self.settle(packet_id, delivery, refused=refused)
+        self.settle(packet_id, delivery, refusal)
         return True
 
     def received_by_client(self, packet_id: int) -> bool:
@@ -447,13 +473,13 @@ class Session:
             self._journal.forget_in_flight(self, packet_id)
         return True
 
-    def settle(self, packet_id: int, delivery: Delivery, *, refused: bool = False) -> None:
-        """What was sent under this identifier is done with, or `refused`."""
+    def settle(self, packet_id: int, delivery: Delivery, refusal: Refusal | None = None) -> None:
+        """What was sent under this identifier is done with, or refused."""
         del self.inflight[packet_id]
         source = delivery[1].source
         if source is not None:
-            if refused:
-                source.refused(delivery[2])
+            if refusal is not None:
+                source.refused(delivery[2], refusal)
             else:
                 source.acknowledged(delivery[2])
         elif delivery[3] is not None:
@@ -494,23 +520,28 @@ class Session:
         self.sources[topic_filter] = source
 
     def remove_source(self, topic_filter: str) -> None:
-        """Its client reads no more from what this subscription stands for."""
-        source = (self.sources or {}).pop(topic_filter, None)
+        """Its client may not read there any more: what it has not acknowledged goes back.
+
+        The packet identifiers are free when the client has acknowledged them: it does not know.
+        """
+        source = self.drop_source(topic_filter)
         if source is not None:
-            self._forget_given(source)
             source.close()
+
+    def drop_source(self, topic_filter: str) -> Source | None:
+        """Forget what this subscription stands for; who calls sees to what was given."""
+        return (self.sources or {}).pop(topic_filter, None)
 
     def _close_sources(self) -> None:
+        """The connection is gone, and so is what its client had of queues and streams."""
         sources, self.sources = self.sources, None
-        for source in (sources or {}).values():
-            self._forget_given(source)
-            source.close()
-
-    def _forget_given(self, source: Source) -> None:
-        """What was given and is not acknowledged goes back; its identifiers are free again."""
+        closing = dict.fromkeys((sources or {}).values())
         for packet_id, delivery in list(self.inflight.items()):
-            if delivery is not None and delivery[1].source is source:
+            if delivery is not None and (source := delivery[1].source) is not None:
                 del self.inflight[packet_id]
+                closing[source] = None  # one that was stopped may have something still
+        for source in closing:
+            source.close()
 
     # -- from the store --------------------------------------------------------------------------
 
@@ -586,4 +617,5 @@ class Session:
         return taken
 
 
+_UNSENDABLE = Refusal()
 _UNREAD = Message("", b"")  # stands for a message on the way that was not read from the store yet

@@ -15,6 +15,7 @@ from ganglion import GanglionError
 from ganglion.broker.core.limits import Limits
 
 __all__ = [
+    "REPLY_PREFIX",
     "InvalidTopic",
     "SharedFilter",
     "TopicLimit",
@@ -26,6 +27,10 @@ __all__ = [
     "place_bytes",
     "split_shared",
 ]
+
+
+REPLY_PREFIX = "_reply/"
+"""Below it every client has a topic of its own for replies, which only that client may read."""
 
 
 class InvalidTopic(GanglionError):

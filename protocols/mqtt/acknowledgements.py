@@ -1,6 +1,7 @@
-"""The order of acknowledgements when some of them wait for a commit (MQTT 5.0 section 4.6).
+"""Acknowledgements: the order of the node's own, and what those of clients say.
 
-What is acknowledged may be durable only later; what is acknowledged behind it must not overtake.
+What is acknowledged may be durable only later; what is acknowledged behind it must not overtake
+(MQTT 5.0 section 4.6).
 All that wait for the same commit are sent as one: an effect for each made a tenth of what a durable
 message costs.
 """
@@ -8,10 +9,37 @@ message costs.
 from functools import partial
 
 from ganglion.broker.core.commits import Commits
+from ganglion.broker.core.sessions import Refusal
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.net import Endpoint
+from ganglion.protocols.mqtt.packets import Puback
+from ganglion.protocols.mqtt.publishing import DELAY, DELAY_MAX_S
+from ganglion.protocols.mqtt.reasons import Reason
 
-__all__ = ["Acknowledgements"]
+__all__ = ["Acknowledgements", "refusal"]
+
+
+def refusal(packet: Puback) -> Refusal | None:
+    """How a PUBACK refuses the message that it answers; None: it accepts it.
+
+    With 0x99 (Payload format invalid) nobody can make anything of the message, with any other
+    reason from 0x80 on it may come again, after the delay that the user property `DELAY` says.
+    """
+    if packet.reason < Reason.UNSPECIFIED_ERROR:
+        return None
+    properties = packet.properties
+    if packet.reason == Reason.PAYLOAD_FORMAT_INVALID:
+        text = properties.reason_string if properties is not None else None
+        return Refusal(is_final=True, reason=text or "rejected")
+    for name, value in properties.user_properties if properties is not None else ():
+        if name == DELAY:
+            try:
+                delay_s = float(value)
+            except ValueError:
+                break
+            if 0 <= delay_s <= DELAY_MAX_S:
+                return Refusal(delay_s=delay_s)
+    return Refusal()
 
 
 class Acknowledgements:

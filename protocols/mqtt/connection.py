@@ -19,9 +19,9 @@ from ganglion.broker.core.reading import is_source
 from ganglion.broker.core.router import Outlet, Route, Subscription
 from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.timers import Timer
-from ganglion.broker.core.topics import InvalidTopic, TopicLimit, check_topic_name
+from ganglion.broker.core.topics import InvalidTopic, TopicLimit
 from ganglion.broker.net import Endpoint
-from ganglion.protocols.mqtt.acknowledgements import Acknowledgements
+from ganglion.protocols.mqtt.acknowledgements import Acknowledgements, refusal
 from ganglion.protocols.mqtt.aliases import IncomingAliases, OutgoingAliases
 from ganglion.protocols.mqtt.codec import decode, encode, read_header
 from ganglion.protocols.mqtt.greeting import Authentication, Greeting, reauthenticate
@@ -48,6 +48,7 @@ from ganglion.protocols.mqtt.publishing import (
     FORM_3,
     FORM_5,
     check_response_topic,
+    check_topic,
     message_properties,
     payload_problem,
     wire_form,
@@ -484,7 +485,7 @@ class MqttConnection:
             case Puback():
                 if number in session.inflight and (delivery is None or delivery[1].qos != 1):
                     raise ProtocolViolation("PUBACK answers a QoS 2 message (4.3.3)")
-                session.acknowledged(number, refused=packet.reason >= Reason.UNSPECIFIED_ERROR)
+                session.acknowledged(number, refusal(packet))
             case Pubrec():
                 if delivery is not None and delivery[1].qos != 2:
                     raise ProtocolViolation("PUBREC answers a QoS 1 message (4.3.2)")
@@ -581,7 +582,7 @@ class MqttConnection:
         if retain and not settings.retain_available:
             raise ProtocolViolation("retain is not available", Reason.RETAIN_NOT_SUPPORTED)
         try:
-            check_topic_name(topic, node.limits)
+            check_topic(topic, node.limits)
         except TopicLimit as error:
             reason, text = Reason.TOPIC_NAME_INVALID, str(error)
             node.refusals.refuse("publish", session.client, text)
@@ -602,7 +603,7 @@ class MqttConnection:
                 reason, text = Reason.QUOTA_EXCEEDED, str(error)
                 action = "retain" if retain else "publish"
                 node.refusals.refuse(action, session.client, text, topic=topic)
-                if isinstance(error, NoRoom) and self.version != V5:
+                if isinstance(error, NoRoom) and self.version != V5 and qos:
                     # MQTT 3 cannot say no: the client keeps what is not acknowledged
                     self._release(session, packet.packet_id)
                     return
@@ -616,10 +617,9 @@ class MqttConnection:
 
     def _judge(self, session: Session, message: Message) -> tuple[Reason, str]:
         """Whether the message may be published: a reason code, and why not."""
-        node = self.server.node
-        client = session.client
-        topic = message.topic
-        if message.retain or topic.encode() not in self._routes:
+        node, client, topic = self.server.node, session.client, message.topic
+        route = self._routes.get(topic.encode())
+        if message.retain or route is None or not route.valid:
             decision = node.may_publish(client, topic, message.qos, message.retain)
             if not decision.allowed:
                 node.refusals.refuse("publish", client, decision.rule, topic=topic)
@@ -807,7 +807,7 @@ class MqttConnection:
             return False
         statistics.publish_sent += 1
         statistics.publish_bytes_sent += len(data)
-        if qos:
+        if qos or terms.source is not None:  # a queue's message is not dropped like others
             endpoint.write(data)
         else:
             endpoint.offer(data, 1)

@@ -12,21 +12,29 @@ from typing import TypeVar
 
 from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.message import Message, MessageProperties, Terms
-from ganglion.broker.core.topics import InvalidTopic, check_topic_name
+from ganglion.broker.core.reading import InvalidSource, check_source_topic
+from ganglion.broker.core.topics import InvalidTopic, TopicLimit, check_topic_name
 from ganglion.protocols.mqtt.codec import encode_length
 from ganglion.protocols.mqtt.packets import V5
 from ganglion.protocols.mqtt.properties import Properties, encode_properties
 from ganglion.protocols.mqtt.reasons import ProtocolViolation, Reason
 
 __all__ = [
+    "DELAY",
+    "DELAY_MAX_S",
     "FORM_3",
     "FORM_5",
     "check_response_topic",
+    "check_topic",
     "message_properties",
     "packet_properties",
     "payload_problem",
     "wire_form",
 ]
+
+DELAY = "x-delay-s"
+"""A user property: for how long a queue keeps the message back, in seconds."""
+DELAY_MAX_S = 10 * 366 * 86_400
 
 # The key of an encoding in `Message.forms` is form << 3 | qos << 1 | retain.
 FORM_3 = 0
@@ -85,6 +93,19 @@ def packet_properties(
     return properties
 
 
+def check_topic(topic: str, limits: Limits) -> None:
+    """Raise `InvalidTopic` unless a client may name this topic in a PUBLISH.
+
+    `TopicLimit` where it is well formed, and not one of this node.
+    """
+    check_topic_name(topic, limits)
+    if topic[:1] == "$":
+        try:
+            check_source_topic(topic)
+        except InvalidSource as error:
+            raise TopicLimit(str(error)) from None
+
+
 def check_response_topic(topic: str, limits: Limits) -> None:
     """Raise `ProtocolViolation` unless replies can be published there (3.3.2.3.5)."""
     try:
@@ -117,8 +138,8 @@ def message_properties(properties: Properties) -> MessageProperties | None:
         user_properties=tuple(each for each in properties.user_properties if each[0] not in _NAMED),
         key=named.get(_KEY),
         message_id=named.get(_MESSAGE_ID),
-        priority=_number(named, _PRIORITY, int),
-        delay_s=_number(named, _DELAY, float),
+        priority=_number(named, _PRIORITY, int, _PRIORITY_MAX),
+        delay_s=_number(named, DELAY, float, DELAY_MAX_S),
     )
     return None if about == _NOTHING else about
 
@@ -126,7 +147,7 @@ def message_properties(properties: Properties) -> MessageProperties | None:
 _N = TypeVar("_N", int, float)
 
 
-def _number(named: dict[str, str], name: str, kind: Callable[[str], _N]) -> _N | None:
+def _number(named: dict[str, str], name: str, kind: Callable[[str], _N], most: int) -> _N | None:
     text = named.get(name)
     if text is None:
         return None
@@ -134,9 +155,9 @@ def _number(named: dict[str, str], name: str, kind: Callable[[str], _N]) -> _N |
         value = kind(text)
     except ValueError:
         value = kind("-1")
-    if not 0 <= value <= _NUMBER_MAX:
+    if not 0 <= value <= most:
         raise ProtocolViolation(
-            f"user property {name} is {text!r}; it must be a number from 0",
+            f"user property {name} is {text!r}; it must be a number from 0 to {most}",
             Reason.IMPLEMENTATION_SPECIFIC_ERROR,
         )
     return value
@@ -148,12 +169,12 @@ def _named_properties(about: MessageProperties) -> tuple[tuple[str, str], ...]:
         (_KEY, about.key),
         (_MESSAGE_ID, about.message_id),
         (_PRIORITY, about.priority),
-        (_DELAY, about.delay_s),
+        (DELAY, about.delay_s),
     )
     return tuple((name, str(value)) for name, value in values if value is not None)
 
 
-_KEY, _MESSAGE_ID, _PRIORITY, _DELAY = "x-key", "x-message-id", "x-priority", "x-delay"
-_NAMED = frozenset((_KEY, _MESSAGE_ID, _PRIORITY, _DELAY))
-_NUMBER_MAX = 10 * 366 * 86_400.0  # seconds: ten years
+_KEY, _MESSAGE_ID, _PRIORITY = "x-key", "x-message-id", "x-priority"
+_NAMED = frozenset((_KEY, _MESSAGE_ID, _PRIORITY, DELAY))
+_PRIORITY_MAX = 255
 _NOTHING = MessageProperties()

@@ -1,7 +1,8 @@
 """SUBSCRIBE and UNSUBSCRIBE: what each topic filter of a packet gets (MQTT 5.0, 3.8 to 3.11)."""
 
+from ganglion.broker.core.definitions import InvalidDefinition
 from ganglion.broker.core.node import LimitReached, NotAllowed
-from ganglion.broker.core.reading import is_source
+from ganglion.broker.core.reading import InvalidSource, is_source
 from ganglion.broker.core.router import Subscription
 from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.topics import (
@@ -121,6 +122,10 @@ def _subscribe(
     )
     try:
         return subscription, server.node.subscribe(subscription, options)
+    except InvalidSource as error:
+        raise _Refused(str(error), Reason.TOPIC_FILTER_INVALID) from None
+    except InvalidDefinition as error:
+        raise _Refused(str(error), Reason.IMPLEMENTATION_SPECIFIC_ERROR) from None
     except NotAllowed as error:
         raise _Refused(str(error), Reason.NOT_AUTHORIZED) from None
     except LimitReached as error:

@@ -263,7 +263,7 @@ class TestRefusals:
         scene = Scene(limits=Limits(retained_messages_max=0))
         scene.link.connect("a", will=_will(retain=True)).cut()
         assert scene.wills() == 0
-        assert scene.link.log.refusals()[-1]["action"] == "retain will"
+        assert scene.link.log.refusals()[-1]["action"] == "publish will"
 
     @pytest.mark.parametrize("topic", ["a/+", "#", "x" * 5000, "/".join("x" * 200)])
     def test_one_with_an_impossible_topic(self, topic: str) -> None:
