@@ -188,6 +188,11 @@ class Access:
         """Whether users exist, so that a request that no rule matches is denied."""
         return self._users_exist
 
+    @property
+    def default(self) -> Decision:
+        """What a request comes to that no rule matches."""
+        return self._default
+
     def connect(self, user: str | None, address: str) -> Decision:
         """Whether an authenticated user, or an anonymous client (None), may connect from there."""
         parsed = _parse_address(address)
@@ -559,10 +564,13 @@ def _covers(pattern: _Levels, topic_filter: list[str]) -> bool:
     """Whether a pattern matches every topic that a filter matches, apart from the rule about '$'.
 
     A filter's final '#' also matches its parent level, so nothing but a '#' in the same place
-    covers it; only a filter that is a bare '#' has no parent, and is covered by '+/#' as well.
+    covers it; only '#' and '/#' have no parent that is a topic, and are covered also by a pattern
+    with a '+' before its '#'.
     """
     if topic_filter == ["#"]:
         return pattern in (("#",), ("+", "#"))
+    if topic_filter == ["", "#"] and pattern[1:] == ("+", "#"):
+        return pattern[0] in ("", "+")
     for index, wanted in enumerate(pattern):
         if wanted == "#":
             return True

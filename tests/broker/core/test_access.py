@@ -377,6 +377,7 @@ class TestPatterns:
     @given(pattern=FILTERS, topic_filter=FILTERS)
     @example(pattern="+/#", topic_filter="#")
     @example(pattern="+/+/#", topic_filter="#")
+    @example(pattern="+/+/#", topic_filter="/#")
     @example(pattern="a/+/#", topic_filter="a/#")
     @example(pattern="a/#", topic_filter="a")
     @example(pattern="#", topic_filter="$s/#")
