@@ -113,6 +113,10 @@ class Limits:
         _NO_END,
         "bytes of requests kept for another responder should one leave; more are refused",
     )
+    responses_per_request_max: int = _limit(
+        8, 1, 65_535, "messages that one request lets a client answer that no rule allows to"
+    )
+    response_right_s: float = _limit(120, 0.001, 86_400, "how long after a request it may do so")
     request_timeout_s: float = _limit(
         30, 0.001, 86_400, "how long a request waits that does not say it itself"
     )

@@ -25,6 +25,7 @@ from ganglion.broker.core.message import (
 )
 from ganglion.broker.core.reading import is_source, split_source
 from ganglion.broker.core.refusals import Log, Refusals
+from ganglion.broker.core.requests import Outcome, RequestRefused, Requests
 from ganglion.broker.core.router import (
     Receiver,
     Route,
@@ -34,12 +35,18 @@ from ganglion.broker.core.router import (
     Target,
     subscription_cost,
 )
+from ganglion.broker.core.session_requests import (
+    ANSWER_PREFIX,
+    SessionRequests,
+    is_service,
+    split_service,
+)
 from ganglion.broker.core.sessions import NEVER_EXPIRES, Session, Sink, Will
 from ganglion.broker.core.sources import Sources
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.sys_topics import SysTopics
 from ganglion.broker.core.timers import Timers
-from ganglion.broker.core.topics import REPLY_PREFIX, split_shared
+from ganglion.broker.core.topics import REPLY_PREFIX, InvalidTopic, split_shared
 from ganglion.broker.store import Kind, Store
 
 __all__ = ["REPLY_PREFIX", "DiskFull", "LimitReached", "NoRoom", "Node", "NotAllowed"]
@@ -106,6 +113,15 @@ class Node:
             self.journal.shelf, self.statistics, self.router, lambda: self.access
         )
         self.queues, self.streams = self.sources.queues, self.sources.streams
+        self.session_requests = SessionRequests(self, self._may_receive)
+        self.requests = Requests(
+            router=self.router,
+            timers=timers,
+            limits=limits,
+            statistics=self.statistics,
+            may_receive=lambda client, topic: self.access.receive(client, topic).allowed,
+            as_responder=self.session_requests.subscriber,
+        )
         self._load()
         self.sys_topics = SysTopics(self, version, sys_interval_s)
 
@@ -195,6 +211,12 @@ class Node:
             for subscription in session.subscriptions.values():
                 if is_source(subscription.topic_filter):
                     self.sources.read(subscription)
+                elif is_service(subscription.topic_filter):
+                    try:
+                        self._serve(session, subscription)
+                    except LimitReached as error:  # it was lowered meanwhile
+                        topic = subscription.topic_filter
+                        self.refusals.refuse("serve", session.client, str(error), topic=topic)
 
     def close_session(
         self, session: Session, sink: Sink, *, publish_will: bool, expiry_s: int | None = None
@@ -214,6 +236,7 @@ class Node:
         self.sources.leave(session)
         session.disconnected()
         self.connected -= 1
+        self.session_requests.disconnected(session)
 
     def _after_detach(self, session: Session, *, publish_will: bool, ended: bool) -> None:
         will = session.will
@@ -281,12 +304,13 @@ class Node:
         if self.sessions.get(session.client.client_id) is session:
             del self.sessions[session.client.client_id]
         self._give_back_shared(session, ended=True)
+        self.session_requests.ended(session)
         self.journal.forget_session(session)
         session.discard_queue()
         for subscription in session.subscriptions.values():
             if is_source(subscription.topic_filter):
                 self.sources.end(subscription)
-            else:
+            elif not is_service(subscription.topic_filter):
                 self.router.remove(subscription)
         session.subscriptions = {}
         # 3.1.3.2.2: the will is sent when its delay has passed or the session ends
@@ -324,6 +348,12 @@ class Node:
             token = session.reply_token
             allowed = token is not None and topic_filter.split("/")[1] == token
             return Decision(allowed, _REPLY_RULE)
+        try:
+            service = split_service(topic_filter)
+        except InvalidTopic as error:
+            return Decision(False, str(error))
+        if service is not None:  # who may read the requests may answer them
+            topic_filter = service[1]
         return self.access.subscribe(session.client, topic_filter, qos)
 
     def subscribe(
@@ -351,7 +381,9 @@ class Node:
             raise LimitReached(f"subscriptions_per_client_max = {limit} is reached")
         if session.replay and len(session.replay) > self.limits.queued_messages_per_session_max:
             raise LimitReached("too many retained messages wait for this client already")
-        if wanted is None:
+        if is_service(topic_filter):
+            self._serve(session, subscription)
+        elif wanted is None:
             self.router.add(subscription)
         else:
             decision = self.sources.subscribe(subscription, wanted, options)
@@ -403,6 +435,8 @@ class Node:
             return False
         if wanted is not None:
             self.sources.unsubscribe(subscription)
+        elif is_service(topic_filter):
+            self.session_requests.end_service(session, topic_filter)
         else:
             self.router.remove(subscription)
         del session.subscriptions[topic_filter]
@@ -410,6 +444,12 @@ class Node:
         if session.is_durable():
             self.journal.forget_subscription(subscription)
         return True
+
+    def _serve(self, session: Session, subscription: Subscription) -> None:
+        try:
+            self.session_requests.serve(session, subscription)
+        except RequestRefused as refusal:
+            raise LimitReached(str(refusal)) from None
 
     def reply_prefix(self, session: Session) -> str:
         """The topic below which only this client may read (MQTT 5.0 section 4.10)."""
@@ -422,6 +462,8 @@ class Node:
     def may_publish(self, client: Client, topic: str, qos: int, retain: bool) -> Decision:
         """Whether the client may publish to this (valid) topic with this QoS and retain flag."""
         if topic[:1] == "$":
+            if topic.startswith(ANSWER_PREFIX):
+                return Decision(not retain, "an answer to a request is not retained")
             return self.sources.may_send(client, topic, qos, retain)
         if topic.startswith(REPLY_PREFIX):
             return Decision(not retain, "reply topics take no retained messages")
@@ -445,11 +487,19 @@ class Node:
         `Message.durable` says afterwards whether to wait for the commit before acknowledging it.
         Raises `LimitReached` when it is to be retained and there is no room, `NoRoom` when a queue
         or stream does not take it, `DiskFull` when any of it has to be durable and cannot be: then
-        nobody gets it. But what has QoS 0 goes wherever there is room.
+        nobody gets it. But what has QoS 0 goes wherever there is room. What has a response topic
+        and goes to nobody raises `NotAllowed` or `LimitReached` if those cannot be asked that
+        serve its topic.
         """
         retain = message.retain
+        is_request = False
         if route is None:
             topic = message.topic
+            if publisher is not None:
+                if topic.startswith(ANSWER_PREFIX):
+                    return int(self.session_requests.answer(publisher, message))
+                about = message.properties
+                is_request = about is not None and about.response_topic is not None
             if topic[:1] == "$" and is_source(topic) and self.sources.find(topic) is None:
                 try:
                     self.sources.make(topic)
@@ -473,7 +523,21 @@ class Node:
         count = self.forward(message, targets, route.groups, publisher)
         if retain:
             message.forms = None  # the retained message would keep its encodings for good
+        if is_request and publisher is not None:
+            count += self._ask(publisher, message, count)
         return count
+
+    def _ask(self, publisher: Session, message: Message, delivered: int) -> int:
+        try:
+            return self.session_requests.ask(publisher, message, delivered)
+        except RequestRefused as refusal:
+            text = str(refusal)
+            self.refusals.refuse("request", publisher.client, text, topic=message.topic)
+            if delivered:
+                return 0
+            if refusal.outcome is Outcome.NOT_ALLOWED:
+                raise NotAllowed(Decision(False, text)) from None
+            raise LimitReached(text) from None
 
     @property
     def is_full(self) -> bool:
@@ -557,10 +621,11 @@ class Node:
         `users` are those that may go on; None for everybody.
         """
         if limits is not None:
-            self.limits = self.journal.limits = limits
+            self.limits = self.journal.limits = self.requests.limits = limits
         if access is None:
             return
         self.access = access
+        self.session_requests.access_changed()
         self.router.invalidate_all()
         for session in list(self.sessions.values()):
             self._drop_forbidden(session)
@@ -644,7 +709,7 @@ class Node:
                 identifier=identifier,
             )
             subscription.options = tuple((name, value) for name, value in source_options)
-            if not is_source(topic_filter):
+            if not (is_source(topic_filter) or is_service(topic_filter)):
                 self.router.add(subscription)
             owner.subscriptions[topic_filter] = subscription
             owner.subscription_cost += subscription_cost(topic_filter)

@@ -57,6 +57,8 @@ class Outcome(StrEnum):
     """There are responders, and none of them has room."""
     LIMIT = "limit"
     """A limit of the node is reached."""
+    NOT_ALLOWED = "not-allowed"
+    """The rules of access forbid what the request needs."""
     DEADLINE = "deadline"
     """The time is over. A gather may have answers."""
     RESPONDER_LEFT = "responder-left"
@@ -65,6 +67,8 @@ class Outcome(StrEnum):
     """The responder does not answer, and says so, or cannot take a request like this."""
     CANCELLED = "cancelled"
     """The requester did not want it any more, or left. It is not told."""
+    FORWARDED = "forwarded"
+    """Only for statistics: it went to subscribers, who answer by themselves."""
     ENOUGH = "enough"
     """Only for a responder: the others have answered a gather already."""
 
@@ -437,14 +441,14 @@ class Requests:
 
     def _ask(self, pending: _Pending, candidate: Candidate, message: Message) -> bool:
         """Give the request to this responder; False when it can take none like it."""
-        responder, service = candidate
+        responder, service, terms = candidate
         unanswered = self._by_responder.get(responder)
         if unanswered is None:
             unanswered = self._by_responder[responder] = {}
         unanswered[pending.id] = pending
         pending.waiting[responder] = None
         pending.asked += 1
-        if responder.take(Request(pending.id, message, pending.deadline, service)):
+        if responder.take(Request(pending.id, message, pending.deadline, service, terms)):
             return True
         if responder in pending.waiting:
             self._unassign(pending, responder)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ganglion.broker.core.access import Client
+from ganglion.broker.core.message import PLAIN_TERMS, Terms
 
 if TYPE_CHECKING:
     from ganglion.broker.core.message import Message
@@ -68,10 +69,15 @@ class Service:
 class Request:
     """What one responder is asked."""
 
-    __slots__ = ("deadline", "id", "message", "service")
+    __slots__ = ("deadline", "id", "message", "service", "terms")
 
     def __init__(
-        self, request_id: int, message: "Message", deadline: float, service: Service | None
+        self,
+        request_id: int,
+        message: "Message",
+        deadline: float,
+        service: Service | None,
+        terms: Terms,
     ) -> None:
         self.id = request_id
         """Names it in the answer; unique on this node, below 2^53, never used again."""
@@ -80,9 +86,12 @@ class Request:
         """When nobody waits any more, in seconds of the node's monotonic clock."""
         self.service = service
         """By which of its services the responder is asked; None: as a subscriber."""
+        self.terms = terms
+        """On what terms a subscriber gets it; plain ones for a service."""
 
 
-Candidate: TypeAlias = tuple[Responder, Service | None]
+Candidate: TypeAlias = tuple[Responder, Service | None, Terms]
+"""Who can be asked, by which service, on what terms."""
 
 
 class Candidates:
@@ -105,21 +114,21 @@ class Candidates:
             responder = service.responder
             if may_receive(responder.client, topic):
                 key = (service.topic_filter, service.group) if service.group else service
-                groups.setdefault(key, []).append((responder, service))
-                serving.append((responder, service))
+                serving.append((responder, service, PLAIN_TERMS[0]))
+                groups.setdefault(key, []).append(serving[-1])
         sharing: list[Candidate] = []
         for group in route.groups:
-            for session, _, _ in group.members:
+            for session, _, terms in group.members:
                 found = as_responder(session)
                 if found is not None and may_receive(session.client, topic):
-                    groups.setdefault(group, []).append((found, None))
-                    sharing.append((found, None))
+                    sharing.append((found, None, terms[0]))
+                    groups.setdefault(group, []).append(sharing[-1])
         listening: list[Candidate] = []
-        for session in route.addressed_sessions():
+        for session, terms in route.addressed_sessions():
             found = as_responder(session)
             if found is not None:
-                groups[found] = [(found, None)]
-                listening.append((found, None))
+                listening.append((found, None, terms[0]))
+                groups[found] = listening[-1:]
         self.tiers = [_once(tier) for tier in (serving, sharing, listening) if tier]
         """For a request to one: who is in a later tier is asked only where the earlier are empty.
         Those that serve, members of shared subscriptions, other subscribers."""

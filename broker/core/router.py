@@ -284,12 +284,12 @@ class Route:
             found = splits[form] = (outlets, others)
         return found
 
-    def addressed_sessions(self) -> "Iterator[Session]":
+    def addressed_sessions(self) -> "Iterator[tuple[Session, tuple[Terms, Terms, Terms]]]":
         """The sessions that subscribe to just this topic or to others of its level."""
         for target in self.targets:
             if target.is_addressed:
                 # only subscriptions of sessions address anything: what is bound has none
-                yield cast("Session", target.receiver)
+                yield cast("Session", target.receiver), target.terms
 
 
 class _Branch:

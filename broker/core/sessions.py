@@ -80,6 +80,11 @@ class Sink(Protocol):
         """Too much waits to be sent: only what must go should be given to it."""
         ...
 
+    @property
+    def carries_requests(self) -> bool:
+        """Whether its client sees a message's response topic, and can answer."""
+        ...
+
     def send(self, packet_id: int, message: Message, terms: Terms, duplicate: bool) -> bool:
         """Send the message; False when this client cannot take it and never will."""
         ...

@@ -14,7 +14,7 @@ msg/s where each packet parsed by itself gave 480k).
 from functools import partial
 
 from ganglion.broker.core.message import Message, Terms
-from ganglion.broker.core.node import LimitReached, NoRoom
+from ganglion.broker.core.node import LimitReached, NoRoom, NotAllowed
 from ganglion.broker.core.reading import is_source
 from ganglion.broker.core.router import Outlet, Route, Subscription
 from ganglion.broker.core.sessions import Session
@@ -24,7 +24,12 @@ from ganglion.broker.net import Endpoint
 from ganglion.protocols.mqtt.acknowledgements import Acknowledgements, refusal
 from ganglion.protocols.mqtt.aliases import IncomingAliases, OutgoingAliases
 from ganglion.protocols.mqtt.codec import decode, encode, read_header
-from ganglion.protocols.mqtt.greeting import Authentication, Greeting, reauthenticate
+from ganglion.protocols.mqtt.greeting import (
+    Authentication,
+    Greeting,
+    read_greeting_header,
+    reauthenticate,
+)
 from ganglion.protocols.mqtt.packets import (
     V5,
     V311,
@@ -47,7 +52,7 @@ from ganglion.protocols.mqtt.properties import Properties
 from ganglion.protocols.mqtt.publishing import (
     FORM_3,
     FORM_5,
-    check_response_topic,
+    check_publish_properties,
     check_topic,
     message_properties,
     payload_problem,
@@ -234,12 +239,13 @@ class MqttConnection:
     def _read_greeting(self, greeting: Greeting, data: bytes) -> int:
         """Read packets until the client is connected; the position after them."""
         pos, size = 0, len(data)
+        limit = self.server.node.limits.connect_size_max_bytes
         while pos < size and not self.is_closed and self._greeting is greeting:
             if greeting.is_waiting:
                 self.endpoint.pause_reading()
                 break
             try:
-                header = self._read_greeting_header(data, pos)
+                header = read_greeting_header(data, pos, self.version, limit)
             except MqttError as error:
                 self.refuse_greeting(str(error))
                 return size
@@ -248,18 +254,6 @@ class MqttConnection:
             greeting.on_packet(header[0], data, header[1], header[2])
             pos = header[2]
         return pos
-
-    def _read_greeting_header(self, data: bytes, pos: int) -> tuple[int, int, int] | None:
-        kind = data[pos] >> 4
-        if kind not in (PacketType.CONNECT, PacketType.AUTH, PacketType.DISCONNECT):
-            raise ProtocolViolation("the first packet is not CONNECT (MQTT-3.1.0-1)")
-        header = read_header(data, pos, self.version)
-        limit = self.server.node.limits.connect_size_max_bytes
-        if header is not None and header[2] - pos > limit:
-            raise ProtocolViolation(
-                f"CONNECT is over connect_size_max_bytes = {limit}", Reason.PACKET_TOO_LARGE
-            )
-        return header
 
     def refuse_greeting(self, text: str) -> None:
         """Close without an answer: there was no CONNECT that could be answered."""
@@ -558,15 +552,11 @@ class MqttConnection:
         about = expires_at = None
         reason, text = Reason.SUCCESS, ""
         if properties is not None:
-            if len(properties.subscription_identifiers) > 1:
-                # MQTT-3.3.4-6 forbids even one; like Mosquitto we ignore that
-                raise ProtocolViolation("a client sends no subscription identifiers (3.3.4-6)")
+            check_publish_properties(properties, node.limits)
             if properties.topic_alias is not None:
                 if self._aliases_in is None:
                     self._aliases_in = IncomingAliases()
                 topic = self._aliases_in.resolve(topic, properties.topic_alias, node.limits)
-            if properties.response_topic is not None:
-                check_response_topic(properties.response_topic, node.limits)
             try:
                 about = message_properties(properties)
             except ProtocolViolation as error:
@@ -599,6 +589,8 @@ class MqttConnection:
             try:
                 count = node.publish(message, publisher=session)
                 self._remember(session, topic)
+            except NotAllowed as error:
+                reason, text = Reason.NOT_AUTHORIZED, str(error)
             except LimitReached as error:
                 reason, text = Reason.QUOTA_EXCEEDED, str(error)
                 action = "retain" if retain else "publish"
@@ -609,7 +601,7 @@ class MqttConnection:
                     return
         if reason is not Reason.SUCCESS:
             statistics.drop("refused")
-        elif not count and qos == 1:
+        elif not count and (qos == 1 or (about is not None and about.response_topic is not None)):
             reason = Reason.NO_MATCHING_SUBSCRIBERS
         if qos:
             durable = message.durable or (qos == 2 and session.is_durable())
@@ -621,7 +613,7 @@ class MqttConnection:
         route = self._routes.get(topic.encode())
         if message.retain or route is None or not route.valid:
             decision = node.may_publish(client, topic, message.qos, message.retain)
-            if not decision.allowed:
+            if not decision.allowed and not node.session_requests.may_answer(session, message):
                 node.refusals.refuse("publish", client, decision.rule, topic=topic)
                 return Reason.NOT_AUTHORIZED, decision.rule
         text = payload_problem(message) if self.server.settings.check_payload_format else ""
@@ -769,6 +761,11 @@ class MqttConnection:
     def congested(self) -> bool:
         """Too much waits to be sent."""
         return self.endpoint.congested
+
+    @property
+    def carries_requests(self) -> bool:
+        """Whether the client sees response topics (3.3.2.3.5)."""
+        return self.version == V5
 
     def outlet(self, form: int) -> Outlet | None:
         """Where plain QoS 0 packets of this wire form go as they are."""

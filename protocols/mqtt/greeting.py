@@ -16,7 +16,7 @@ from ganglion.broker.core.message import Message
 from ganglion.broker.core.node import LimitReached, NotAllowed
 from ganglion.broker.core.sessions import NEVER_EXPIRES, Session, Will
 from ganglion.broker.core.topics import InvalidTopic, check_topic_name
-from ganglion.protocols.mqtt.codec import decode, encode
+from ganglion.protocols.mqtt.codec import decode, encode, read_header
 from ganglion.protocols.mqtt.packets import (
     V5,
     V31,
@@ -25,6 +25,7 @@ from ganglion.protocols.mqtt.packets import (
     Connack,
     Connect,
     Disconnect,
+    PacketType,
 )
 from ganglion.protocols.mqtt.packets import Will as WillRequest
 from ganglion.protocols.mqtt.properties import Properties
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from ganglion.protocols.mqtt.connection import MqttConnection
     from ganglion.protocols.mqtt.server import MqttServer
 
-__all__ = ["Authentication", "Greeting", "reauthenticate"]
+__all__ = ["Authentication", "Greeting", "read_greeting_header", "reauthenticate"]
 
 _RECEIVE_MAXIMUM_DEFAULT = 65_535  # 3.1.2.11.3
 _GIVEN_ID_PREFIX = "auto-"
@@ -85,6 +86,21 @@ def reauthenticate(
                 raise ProtocolViolation("re-authentication as another user", Reason.NOT_AUTHORIZED)
             answer.authentication_data = final
             return Auth(Reason.SUCCESS, answer)
+
+
+def read_greeting_header(
+    data: bytes, pos: int, version: int, size_max: int
+) -> tuple[int, int, int] | None:
+    """As `read_header`, before CONNACK: for what may come then, and bounded by `size_max`."""
+    kind = data[pos] >> 4
+    if kind not in (PacketType.CONNECT, PacketType.AUTH, PacketType.DISCONNECT):
+        raise ProtocolViolation("the first packet is not CONNECT (MQTT-3.1.0-1)")
+    header = read_header(data, pos, version)
+    if header is not None and header[2] - pos > size_max:
+        raise ProtocolViolation(
+            f"CONNECT is over connect_size_max_bytes = {size_max}", Reason.PACKET_TOO_LARGE
+        )
+    return header
 
 
 class Greeting:

@@ -24,6 +24,7 @@ __all__ = [
     "DELAY_MAX_S",
     "FORM_3",
     "FORM_5",
+    "check_publish_properties",
     "check_response_topic",
     "check_topic",
     "message_properties",
@@ -104,6 +105,15 @@ def check_topic(topic: str, limits: Limits) -> None:
             check_source_topic(topic)
         except InvalidSource as error:
             raise TopicLimit(str(error)) from None
+
+
+def check_publish_properties(properties: Properties, limits: Limits) -> None:
+    """Raise `ProtocolViolation` for what a client may not send with a PUBLISH (3.3.2.3)."""
+    if len(properties.subscription_identifiers) > 1:
+        # MQTT-3.3.4-6 forbids even one; like Mosquitto we ignore that
+        raise ProtocolViolation("a client sends no subscription identifiers (3.3.4-6)")
+    if properties.response_topic is not None:
+        check_response_topic(properties.response_topic, limits)
 
 
 def check_response_topic(topic: str, limits: Limits) -> None:

@@ -4,6 +4,7 @@ from ganglion.broker.core.definitions import InvalidDefinition
 from ganglion.broker.core.node import LimitReached, NotAllowed
 from ganglion.broker.core.reading import InvalidSource, is_source
 from ganglion.broker.core.router import Subscription
+from ganglion.broker.core.session_requests import is_service
 from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.topics import (
     InvalidTopic,
@@ -112,6 +113,8 @@ def _subscribe(
         raise _Refused("wildcards are not available", Reason.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED)
     # a queue or stream settles a message with its PUBACK: there is no more to QoS 2
     qos_max = 1 if is_source(topic_filter) else 2
+    if is_service(topic_filter):
+        qos_max = 0
     subscription = Subscription(
         session,
         topic_filter,

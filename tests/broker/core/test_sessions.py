@@ -26,6 +26,7 @@ class FakeSink:
     """A connection that keeps what it is given."""
 
     congested: bool = False
+    carries_requests: bool = True
     sent: list[tuple[int, bytes, int, bool]] = field(default_factory=list)
     """Packet identifier, payload, QoS, DUP."""
     released: list[int] = field(default_factory=list)
