@@ -26,9 +26,7 @@ IMPORTED_AS = {"argon2-cffi": "argon2"}
 """Distributions whose import name is not their own."""
 
 FOR_LATER = {
-    "h11": "HTTP and the WebSocket upgrade",
     "msgspec": "bodies of HTTP requests",
-    "wsproto": "MQTT over WebSocket",
 }
 """Dependencies that no module imports yet, and what they are for (DESIGN section 9)."""
 

@@ -144,6 +144,33 @@ class Limits:
     stalled_timeout_s: float = _limit(
         60, 1, 86_400, "a peer that takes no byte for so long while output waits is closed"
     )
+    http_header_max_bytes: int = _limit(
+        16 * 1024, 1024, _MIB, "request line and headers of an HTTP request; over it 431"
+    )
+    http_headers_max: int = _limit(
+        100, 8, 10_000, "headers of an HTTP request, each an object; over it 431"
+    )
+    http_body_max_bytes: int = _limit(
+        _MIB, 0, _NO_END, "the body of an HTTP request is held in memory; over it 413"
+    )
+    http_idle_timeout_s: float = _limit(
+        60, 0.1, 86_400, "an HTTP connection that asks for nothing for so long is closed"
+    )
+    websocket_message_max_bytes: int = _limit(
+        32 * _MIB, 1024, _NO_END, "a longer WebSocket frame or text message is refused with 1009"
+    )
+    websocket_inflated_max_bytes: int = _limit(
+        4 * _MIB,
+        1024,
+        _NO_END,
+        "what a compressed WebSocket message, or one read, may inflate to; over it 1009",
+    )
+    websocket_ping_interval_s: float = _limit(
+        30, 0.1, 86_400, "a WebSocket from which nothing came for so long is sent a ping"
+    )
+    websocket_ping_timeout_s: float = _limit(
+        20, 0.1, 86_400, "a WebSocket that does not answer a ping in time is closed with 1008"
+    )
     drain_timeout_s: float = _limit(
         5, 0, 3600, "how long a stopping node waits for its peers to take what is queued for them"
     )

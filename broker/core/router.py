@@ -55,7 +55,7 @@ def subscription_cost(topic_filter: str) -> int:
 class Outlet(Protocol):
     """Where a receiver takes transient messages that are encoded in its wire form already."""
 
-    def offer(self, data: bytes, count: int) -> None:
+    def offer(self, data: bytes, count: int, /) -> None:
         """Take these `count` messages, or drop and count them if too much waits already."""
         ...
 

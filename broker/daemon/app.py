@@ -34,11 +34,15 @@ from ganglion.broker.daemon.config import (
 from ganglion.broker.daemon.logs import Logger, Logs
 from ganglion.broker.daemon.materials import Materials, open_materials
 from ganglion.broker.daemon.notify import Notifier
+from ganglion.broker.daemon.settings import TLS_SCHEMES
+from ganglion.broker.daemon.web import WebSettings, make_web
+from ganglion.broker.net import Carrier, Protocol
 from ganglion.broker.net.addresses import Address
 from ganglion.broker.net.reactor import LINGER_S, CannotListen, Reactor
 from ganglion.broker.net.tls import TlsContext
 from ganglion.broker.store import Damage, Store
 from ganglion.broker.store.memory import MemoryStore
+from ganglion.protocols.http.connection import HttpConnection
 from ganglion.protocols.mqtt.connection import MqttConnection
 from ganglion.protocols.mqtt.server import MqttServer, MqttSettings
 
@@ -67,6 +71,7 @@ class Broker:
         access: Access | None = None,
         users: Users | None = None,
         mqtt: MqttSettings | None = None,
+        web: WebSettings | None = None,
         sys_interval_s: float = 10.0,
         linger_s: float = 0.0,
         open_store: Callable[[InCore], Store] | None = None,
@@ -81,6 +86,7 @@ class Broker:
         limits = Limits() if limits is None else limits
         access = Access.open() if access is None else access
         now = time.monotonic()
+        wall_clock_offset_s = time.time() - now
         timers = Timers(now)
         self._store = MemoryStore() if open_store is None else open_store(self.in_next_tick)
         self.node = Node(
@@ -92,7 +98,7 @@ class Broker:
             name=name,
             version=__version__,
             sys_interval_s=sys_interval_s,
-            wall_clock_offset_s=time.time() - now,
+            wall_clock_offset_s=wall_clock_offset_s,
         )
         self.reactor = Reactor(
             timers, limits, self.node.statistics, log, self.node.flush, linger_s=linger_s
@@ -105,20 +111,45 @@ class Broker:
         )
         self._mqtt = MqttServer(self.node, mqtt)
         self._connect_authenticator()
+        self._web = make_web(
+            self.node,
+            WebSettings() if web is None else web,
+            make_mqtt=self._mqtt_connection,
+            reasons=self.not_ready,
+            wall_clock_offset_s=wall_clock_offset_s,
+        )
+        self._is_draining = False
+        self._make: dict[str, Callable[[], Protocol | Carrier]] = {
+            "mqtt": self._mqtt_connection,
+            "web": self._http_connection,
+        }
         self.listening: list[tuple[str, Address]] = []
         """What listens where: scheme and actual address, with the chosen port instead of 0."""
 
     def listen(self, scheme: str, address: Address, tls: TlsContext | None = None) -> Address:
-        """Listen for ``scheme`` (``mqtt``, or ``mqtts`` with ``tls``); the actual address.
+        """Listen for ``scheme``, a key of `DEFAULT_PORTS`; the actual address.
 
-        Raises `CannotListen`.
+        Those of `TLS_SCHEMES` need ``tls``. Raises `CannotListen`.
         """
-        listener = self.reactor.listen(address, self._mqtt_connection, tls=tls)
+        make = self._make[scheme.removesuffix("s") if scheme in TLS_SCHEMES else scheme]
+        listener = self.reactor.listen(address, make, tls=tls)
         self.listening.append((scheme, listener.address))
         return listener.address
 
     def _mqtt_connection(self) -> MqttConnection:
         return MqttConnection(self._mqtt)
+
+    def _http_connection(self) -> HttpConnection:
+        return HttpConnection(self._web)
+
+    def not_ready(self) -> list[str]:
+        """Why no clients should be sent here now, one sentence each; empty when they may be."""
+        reasons: list[str] = []
+        if self._is_draining:
+            reasons.append("the node stops")
+        if self.node.is_full:
+            reasons.append("the disk is full: durable messages are refused")
+        return reasons
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -151,13 +182,18 @@ class Broker:
 
         Whether every connection ended in time. `run` has to be running.
         """
+        self._is_draining = True
         self.reactor.stop_listening()
-        await self._in_tick(self.node.drain)
+        await self._in_tick(self._say_goodbye)
         complete = await self.reactor.drain(self.node.limits.drain_timeout_s)
         durable = trio.Event()
         await self._in_tick(lambda: self.node.journal.commits.after_commit(durable.set))
         await durable.wait()
         return complete
+
+    def _say_goodbye(self) -> None:
+        self.node.drain()
+        self._web.drain()
 
     async def _in_tick(self, call: Callable[[], None]) -> None:
         done = trio.Event()
@@ -202,6 +238,7 @@ def run(load: Callable[[], Configuration]) -> None:
         mqtt=MqttSettings(
             certificate_is_user=_certificate_is_user(configuration), **configuration.mqtt
         ),
+        web=WebSettings(origins=configuration.origins, compression=configuration.compression),
         sys_interval_s=configuration.sys_interval_s,
         linger_s=LINGER_S,
         open_store=lambda in_core: _open_store(configuration, logs.logger, in_core),
@@ -337,7 +374,7 @@ def _certificate_is_user(configuration: Configuration) -> bool:
 
 
 def _listen(broker: Broker, listener: Listener, materials: Materials) -> None:
-    tls = materials.tls if listener.scheme == "mqtts" else None
+    tls = materials.tls if listener.scheme in TLS_SCHEMES else None
     try:
         broker.listen(listener.scheme, listener.address, tls)
     except CannotListen as error:

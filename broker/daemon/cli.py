@@ -160,6 +160,18 @@ _configuration_options = _options(
         metavar="ADDR:PORT",
         help="Speak MQTT over TLS there. Repeatable. Replaces the default listeners.",
     ),
+    click.option(
+        "--web",
+        multiple=True,
+        metavar="ADDR:PORT",
+        help="Speak HTTP and WebSocket there. Repeatable. Replaces the default listeners.",
+    ),
+    click.option(
+        "--webs",
+        multiple=True,
+        metavar="ADDR:PORT",
+        help="Speak them over TLS there. Repeatable. Replaces the default listeners.",
+    ),
     _data_option,
     _users_option,
     click.option(
@@ -192,6 +204,8 @@ _configuration_options = _options(
 _FLAG_KEYS = {
     "mqtt": ("listeners.mqtt", "--mqtt"),
     "mqtts": ("listeners.mqtts", "--mqtts"),
+    "web": ("listeners.web", "--web"),
+    "webs": ("listeners.webs", "--webs"),
     "data": ("data.directory", "--data"),
     "users": ("access.users", "--users"),
     "insecure": ("access.insecure", "--insecure"),

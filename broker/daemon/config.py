@@ -22,8 +22,10 @@ from ganglion.broker.core.limits import Limits
 from ganglion.broker.daemon.rules import parse_rules
 from ganglion.broker.daemon.settings import (
     CONFIG_VARIABLE,
+    DEFAULT_PORTS,
     KEYS,
     TABLES,
+    TLS_SCHEMES,
     BadValue,
     Key,
     Raw,
@@ -104,7 +106,7 @@ class Listener:
     """One address to listen on, and for what."""
 
     scheme: str
-    """``mqtt`` or ``mqtts``."""
+    """A key of `DEFAULT_PORTS`, such as ``mqtt``."""
     address: Address
     optional: bool = False
     """Whether the node starts without it when the machine lacks its address family."""
@@ -142,6 +144,10 @@ class Configuration:
     sys_interval_s: float
     mqtt: Mapping[str, Any]
     """What is offered to MQTT clients: the fields of `MqttSettings` that are keys of ``mqtt``."""
+    origins: tuple[str, ...]
+    """Whose pages may use the web listener, beside the node's own."""
+    compression: bool
+    """Whether WebSockets may be compressed."""
     values: Mapping[str, object]
     """The effective value of every key; None for one that has neither value nor default."""
     sources: Mapping[str, str]
@@ -323,6 +329,8 @@ def _complete(
         log_format=default("log.format", "auto"),
         sys_interval_s=default("mqtt.sys_interval_s", 10.0),
         mqtt=mqtt,
+        origins=default("web.origins", ()),
+        compression=default("web.compression", value=False),
         values={name: found[name] for name in KEYS},
         sources={name: sources[name] for name in KEYS},
     )
@@ -359,17 +367,16 @@ def _listeners(
     bad: set[str],
     problems: list[Problem],
 ) -> tuple[Listener, ...]:
-    named = [scheme for scheme in ("mqtt", "mqtts") if f"listeners.{scheme}" in sources]
+    named = [scheme for scheme in DEFAULT_PORTS if f"listeners.{scheme}" in sources]
     listeners: list[Listener] = []
-    for scheme in ("mqtt", "mqtts"):
+    for scheme, port in DEFAULT_PORTS.items():
         key = f"listeners.{scheme}"
         if named:
             addresses = default(key, (), "default (another listener is named)")
             listeners += [Listener(scheme, address) for address in addresses]
-        elif scheme == "mqtts" and found["tls.certificate"] is None:
+        elif scheme in TLS_SCHEMES and found["tls.certificate"] is None:
             default(key, (), "default (there is no tls.certificate)")
         else:
-            port = 1883 if scheme == "mqtt" else 8883
             both = [parse_listener(f"{host}:{port}", scheme) for host in ("127.0.0.1", "[::1]")]
             default(key, tuple(both))
             listeners += [
@@ -390,10 +397,11 @@ def _contradictions(configuration: Configuration) -> Iterable[Problem]:
         return Problem(sources[key], key, rule)
 
     if configuration.tls is None:
-        if values["listeners.mqtts"]:
-            yield problem(
-                "listeners.mqtts", "needs a certificate: set tls.certificate (--tls-cert)"
-            )
+        for scheme in TLS_SCHEMES:
+            if values[f"listeners.{scheme}"]:
+                yield problem(
+                    f"listeners.{scheme}", "needs a certificate: set tls.certificate (--tls-cert)"
+                )
         for key in ("tls.key", "tls.client_ca", "tls.client_certificates"):
             if values[key] is not None and not sources[key].startswith("default"):
                 yield problem(key, "has no effect without tls.certificate (--tls-cert)")

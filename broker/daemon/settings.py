@@ -9,6 +9,7 @@ A *kind* is a function from a raw value to the value the program uses. It raises
 the rule that the raw value breaks, worded so that it follows the key's name.
 """
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -21,8 +22,10 @@ from ganglion.broker.net.addresses import Address, InvalidAddress
 
 __all__ = [
     "CONFIG_VARIABLE",
+    "DEFAULT_PORTS",
     "KEYS",
     "TABLES",
+    "TLS_SCHEMES",
     "BadValue",
     "Key",
     "Raw",
@@ -33,7 +36,13 @@ __all__ = [
 CONFIG_VARIABLE = "GANGLION_CONFIG"
 """The environment variable that names the configuration file when no ``--config`` does."""
 
-_DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "web": 8080, "webs": 8443}
+"""What a listener can be for (its scheme), in the order of listening, and the port of each."""
+
+TLS_SCHEMES = frozenset({"mqtts", "webs"})
+
+
+_ORIGIN = re.compile(r"https?://[^/\s?#@]+", re.IGNORECASE)
 
 
 class BadValue(GanglionError):
@@ -75,12 +84,12 @@ def variable_of(key: str) -> str:
 
 
 def parse_listener(text: str, scheme: str) -> Address:
-    """The address that ``text`` names for a listener of ``scheme`` (``mqtt`` or ``mqtts``).
+    """The address that ``text`` names for a listener of ``scheme``, a key of `DEFAULT_PORTS`.
 
     See `Address.parse`; the scheme's port is meant when there is none. Raises `BadValue`.
     """
     try:
-        return Address.parse(text, _DEFAULT_PORTS[scheme])
+        return Address.parse(text, DEFAULT_PORTS[scheme])
     except InvalidAddress as error:
         raise BadValue(f"has a wrong address: {error}") from None
 
@@ -166,6 +175,29 @@ def _listeners(scheme: str) -> Kind:
     return kind
 
 
+def _texts(raw: Raw) -> tuple[str, ...]:
+    value: object = raw.value
+    if isinstance(value, str) and raw.textual:
+        return tuple(text for part in value.split(",") if (text := part.strip()))
+    if not isinstance(value, list):
+        raise BadValue("must be a list of texts")
+    items = cast("list[object]", value)
+    if not all(isinstance(item, str) for item in items):
+        raise BadValue("must be a list of texts")
+    return tuple(cast("list[str]", items))
+
+
+def _origins(raw: Raw) -> tuple[str, ...]:
+    origins = _texts(raw)
+    for origin in origins:
+        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+            raise BadValue(
+                f"has {origin!r}; an origin is written https://example.com or "
+                "http://example.com:8080, without a path"
+            )
+    return origins
+
+
 def _rules(raw: Raw) -> tuple[Mapping[str, object], ...]:
     value: object = raw.value
     if raw.textual and isinstance(value, str):
@@ -195,6 +227,13 @@ _ALL = [
         "listeners.mqtt", _listeners("mqtt"), "addresses that speak MQTT over TCP or Unix", "--mqtt"
     ),
     Key("listeners.mqtts", _listeners("mqtts"), "addresses that speak MQTT over TLS", "--mqtts"),
+    Key(
+        "listeners.web",
+        _listeners("web"),
+        "addresses that speak HTTP and WebSocket: health, metrics, MQTT for browsers",
+        "--web",
+    ),
+    Key("listeners.webs", _listeners("webs"), "addresses that speak the same over TLS", "--webs"),
     Key(
         "tls.certificate",
         _path,
@@ -286,6 +325,16 @@ _ALL = [
         "mqtt.check_payload_format",
         _boolean,
         "refuse a payload that says it is UTF-8 text and is not, with 0x99",
+    ),
+    Key(
+        "web.origins",
+        _origins,
+        "origins whose pages may use this node beside its own, such as https://shop.example.com",
+    ),
+    Key(
+        "web.compression",
+        _boolean,
+        "agree to permessage-deflate on WebSockets: less traffic for more processor time",
     ),
 ]
 

@@ -4,9 +4,10 @@ This module has the two interfaces between the reactor and a protocol, so that p
 import the rest.
 """
 
+from collections.abc import Callable
 from typing import Protocol as Interface
 
-__all__ = ["Endpoint", "Protocol", "TlsInfo"]
+__all__ = ["Carrier", "CarrierEndpoint", "Endpoint", "Protocol", "TlsInfo"]
 
 
 class TlsInfo(Interface):
@@ -26,8 +27,10 @@ class TlsInfo(Interface):
 class Endpoint(Interface):
     """One connection, as its protocol sees it."""
 
-    congested: bool
-    """More than `Limits.output_buffer_max_bytes` waits; `Protocol.writable` tells the end."""
+    @property
+    def congested(self) -> bool:
+        """More than `Limits.output_buffer_max_bytes` waits; `Protocol.writable` tells the end."""
+        ...
 
     @property
     def peer(self) -> str:
@@ -39,11 +42,11 @@ class Endpoint(Interface):
         """None without TLS."""
         ...
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, /) -> None:
         """Send at the end of the tick; never blocks, never drops. Ignored after `close`."""
         ...
 
-    def offer(self, data: bytes, count: int) -> None:
+    def offer(self, data: bytes, count: int, /) -> None:
         """Like `write` for `count` transient messages, dropped and counted if congested."""
         ...
 
@@ -61,6 +64,26 @@ class Endpoint(Interface):
 
     def resume_reading(self) -> None:
         """Take input again."""
+        ...
+
+
+class CarrierEndpoint(Endpoint, Interface):
+    """An endpoint on which one protocol can carry another, as WebSocket carries MQTT.
+
+    What is written with `write` and `offer` goes through the envelope, so that a delivery to many
+    receivers costs no more than it does without one: the envelope is made once per tick.
+    """
+
+    def envelop(self, wrap: Callable[[list[bytes]], bytes]) -> None:
+        """From now on send, once per tick, what `wrap` makes of all that was written in it."""
+        ...
+
+    def write_bare(self, data: bytes, /) -> None:
+        """Like `write`, in order with it, and without the envelope."""
+        ...
+
+    def hand_over(self, protocol: "Protocol") -> None:
+        """From now on this protocol is told what happens here. Its `connected` is not called."""
         ...
 
 
@@ -85,4 +108,28 @@ class Protocol(Interface):
 
     def lost(self, reason: str) -> None:
         """The connection is gone. Called once, also after `Endpoint.close`."""
+        ...
+
+
+class Carrier(Interface):
+    """A `Protocol` that needs more of its endpoint, for it carries others."""
+
+    def connected(self, endpoint: CarrierEndpoint, now: float) -> None:
+        """See `Protocol.connected`."""
+        ...
+
+    def receive(self, data: bytes, now: float) -> None:
+        """See `Protocol.receive`."""
+        ...
+
+    def end_of_stream(self) -> None:
+        """See `Protocol.end_of_stream`."""
+        ...
+
+    def writable(self) -> None:
+        """See `Protocol.writable`."""
+        ...
+
+    def lost(self, reason: str) -> None:
+        """See `Protocol.lost`."""
         ...

@@ -1,11 +1,12 @@
-"""Where a listener listens: ``host:port``, ``[ipv6]:port`` or ``unix:/path``."""
+"""Where a listener listens (``host:port``, ``[ipv6]:port``, ``unix:/path``), and who is where."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ganglion import GanglionError
 
-__all__ = ["Address", "InvalidAddress", "plain_ip"]
+__all__ = ["Address", "InvalidAddress", "Networks", "plain_ip"]
 
 
 class InvalidAddress(GanglionError):
@@ -66,6 +67,40 @@ class Address:
         if self.path is not None:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Networks:
+    """Some addresses of peers: IP networks, and perhaps those of Unix sockets."""
+
+    __slots__ = ("_has_unix", "_networks")
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        """Each name is an address, a network such as ``10.0.0.0/8``, or ``unix``.
+
+        Raises `InvalidAddress`.
+        """
+        self._has_unix = False
+        self._networks: list[IPv4Network | IPv6Network] = []
+        for name in names:
+            if name == "unix":
+                self._has_unix = True
+                continue
+            try:
+                self._networks.append(ip_network(name))
+            except ValueError as error:
+                raise InvalidAddress(f"{error}; write it as 10.1.2.3, 10.0.0.0/8 or unix") from None
+
+    def __contains__(self, peer: str) -> bool:
+        """Whether the peer (`Endpoint.peer`) is at one of them."""
+        if peer == "unix":
+            return self._has_unix
+        if not self._networks:
+            return False
+        try:
+            address = ip_address(peer)
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
 
 
 def _port(port: str, text: str) -> int:

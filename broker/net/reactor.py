@@ -30,7 +30,7 @@ from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.refusals import Log
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.timers import Timers
-from ganglion.broker.net import Protocol
+from ganglion.broker.net import Carrier, Protocol
 from ganglion.broker.net.addresses import Address, plain_ip
 from ganglion.broker.net.tls import TlsContext, TlsLayer
 
@@ -81,6 +81,7 @@ class SocketEndpoint:
 
     __slots__ = (
         "_closing",
+        "_envelope",
         "_gone",
         "_interest",
         "_is_connected",
@@ -107,7 +108,7 @@ class SocketEndpoint:
         reactor: "Reactor",
         connection: socket.socket,
         peer: str,
-        protocol: Protocol,
+        protocol: Protocol | Carrier,
         layer: TlsLayer | None,
     ) -> None:
         self._reactor = reactor
@@ -116,6 +117,7 @@ class SocketEndpoint:
         self._protocol = protocol
         self._layer = layer
         self._output: list[bytes] = []
+        self._envelope: _Envelope | None = None
         self._unsent: bytes | memoryview = b""  # on its way, encrypted already
         self._interest = _IN
         self._paused = False
@@ -170,13 +172,37 @@ class SocketEndpoint:
         if self.buffered > self.limit:
             self.congested = True
 
+    def envelop(self, wrap: Callable[[list[bytes]], bytes]) -> None:
+        """From now on send, once per tick, what `wrap` makes of all that was written in it."""
+        self._envelope = _Envelope(wrap, self._output)
+        self._output = []
+
+    def write_bare(self, data: bytes) -> None:
+        """Like `write`, in order with it, and without the envelope."""
+        envelope = self._envelope
+        if envelope is None:
+            self.write(data)
+        elif self._closing is None:
+            if not self._output and not envelope.ready:
+                self._reactor.dirty.append(self)
+            if self._output:
+                envelope.ready.append(envelope.wrap(self._output))
+                self._output.clear()
+            envelope.ready.append(data)
+            self.buffered += len(data)
+            if self.buffered > self.limit:
+                self.congested = True
+
     def flush(self) -> None:
         """Send what waits, as far as the peer takes it."""
-        output = self._output
+        output, envelope = self._output, self._envelope
         if self._unsent or self._gone:
             return
-        if output:
-            data = output[0] if len(output) == 1 else b"".join(output)
+        if output or (envelope is not None and envelope.ready):
+            if envelope is not None:
+                data = envelope.take(output)
+            else:
+                data = output[0] if len(output) == 1 else b"".join(output)
             output.clear()
             self.answered = True
             self._reactor.statistics.bytes_sent += len(data)
@@ -288,6 +314,10 @@ class SocketEndpoint:
                 self._protocol.end_of_stream()
             self.close("the client ended TLS")
 
+    def hand_over(self, protocol: Protocol) -> None:
+        """From now on this protocol is told what happens here."""
+        self._protocol = protocol
+
     def pause_reading(self) -> None:
         """Take no more from the peer until `resume_reading`."""
         if not self._paused:
@@ -343,6 +373,7 @@ class SocketEndpoint:
         self._gone = True
         self._closing = self._closing or reason
         self._output.clear()
+        self._envelope = None
         self._unsent = b""
         self.congested = False
         self._reactor.forget(self)
@@ -372,6 +403,27 @@ class SocketEndpoint:
             self._reactor.epoll.modify(self.fd, interest)
 
 
+class _Envelope:
+    """What goes around all that is written in one tick (`CarrierEndpoint.envelop`)."""
+
+    __slots__ = ("ready", "wrap")
+
+    def __init__(self, wrap: Callable[[list[bytes]], bytes], ready: list[bytes]) -> None:
+        self.wrap = wrap
+        self.ready = ready
+        """What goes out before it as it is."""
+
+    def take(self, output: list[bytes]) -> bytes:
+        """What to send now."""
+        if not self.ready:
+            return self.wrap(output)
+        if output:
+            self.ready.append(self.wrap(output))
+        data = b"".join(self.ready)
+        self.ready.clear()
+        return data
+
+
 class Listener:
     """One listening socket. `address` is where it really listens (a chosen port instead of 0)."""
 
@@ -380,7 +432,7 @@ class Listener:
         reactor: "Reactor",
         listening: socket.socket,
         address: Address,
-        make_protocol: Callable[[], Protocol],
+        make_protocol: Callable[[], Protocol | Carrier],
         tls: TlsContext | None,
     ) -> None:
         self.address = address
@@ -525,7 +577,7 @@ class Reactor:
     def listen(
         self,
         address: Address,
-        make_protocol: Callable[[], Protocol],
+        make_protocol: Callable[[], Protocol | Carrier],
         *,
         tls: TlsContext | None = None,
         reuse_port: bool = False,
@@ -550,7 +602,7 @@ class Reactor:
         self,
         connection: socket.socket,
         name: Any,  # what accept says of the peer: a tuple, or text for a Unix socket
-        make_protocol: Callable[[], Protocol],
+        make_protocol: Callable[[], Protocol | Carrier],
         tls: TlsContext | None,
         now: float,
     ) -> None:

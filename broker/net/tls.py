@@ -36,7 +36,7 @@ class TlsContext:
         client_ca: Path | str | None = None,
         client_certificates: str = "no",
     ) -> "TlsContext":
-        """A context for TLS 1.2 and newer with ALPN ``mqtt``.
+        """A context for TLS 1.2 and newer with ALPN ``http/1.1`` and ``mqtt``.
 
         `client_certificates` is ``no``, ``optional`` or ``required``; the last two need
         `client_ca`. Raises `InvalidCertificate`.
@@ -44,7 +44,7 @@ class TlsContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-        context.set_alpn_protocols(["mqtt"])
+        context.set_alpn_protocols(["http/1.1", "mqtt"])
         try:
             context.load_cert_chain(certificate, key)
         except (OSError, ssl.SSLError) as error:

@@ -61,6 +61,8 @@ def test_nothing_configured_is_a_node_on_loopback(tmp_path: Path) -> None:
     ] == [
         ("mqtt", "127.0.0.1:1883", False),
         ("mqtt", "[::1]:1883", True),
+        ("web", "127.0.0.1:8080", False),
+        ("web", "[::1]:8080", True),
     ]
     assert all(each.address.is_loopback for each in configuration.listeners)
     assert configuration.limits == Limits()
@@ -69,7 +71,8 @@ def test_nothing_configured_is_a_node_on_loopback(tmp_path: Path) -> None:
     assert configuration.data_directory == tmp_path / ".local/state/ganglion"
     assert set(configuration.sources) == set(KEYS)
     assert {name for name, source in configuration.sources.items() if source != "default"} == {
-        "listeners.mqtts"
+        "listeners.mqtts",
+        "listeners.webs",
     }
 
 
