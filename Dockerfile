@@ -1,7 +1,7 @@
 # Ganglion in a container: slim, one process, not root.
 #
 #   docker build -t ganglion .
-#   docker run -p 1883:1883 -v ganglion:/data -e GANGLION_ACCESS_USERS=/data/users ganglion
+#   docker run -p 1883:1883 -p 8080:8080 -v ganglion:/data -e GANGLION_ACCESS_USERS=/data/users ganglion
 #
 # Every key of the configuration is an environment variable (docs/configuration.md): the key
 # log.level is GANGLION_LOG_LEVEL. GANGLION_CONFIG names a mounted TOML file.
@@ -33,11 +33,12 @@ COPY --chmod=0755 packaging/docker-entrypoint.sh /usr/local/bin/docker-entrypoin
 ENV PATH=/opt/ganglion/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     GANGLION_LISTENERS_MQTT=0.0.0.0:1883 \
+    GANGLION_LISTENERS_WEB=0.0.0.0:8080 \
     GANGLION_DATA_DIRECTORY=/data
 USER 1883:1883
 WORKDIR /data
 VOLUME /data
-EXPOSE 1883 8883
+EXPOSE 1883 8080 8443 8883
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=5s --retries=3 CMD ["ganglion", "health"]
 ENTRYPOINT ["docker-entrypoint.sh"]

@@ -1,4 +1,4 @@
-"""Proves an installed `ganglion` from outside: version, start, one publish and one receive, stop.
+"""Proves an installed `ganglion` from outside: version, start, one publish and one receive, a page, stop.
 
 Usage: ``python smoke.py PATH/TO/ganglion``. Only the standard library and the command are used, so
 that it says something about what was installed and nothing about the checkout.
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from urllib.request import urlopen
 
 _DEADLINE_S = 30
 
@@ -23,14 +24,18 @@ def main(ganglion: str) -> None:
     version = _output(ganglion, "version")
     assert version, "`ganglion version` prints nothing"
     with tempfile.TemporaryDirectory() as data:
-        serve = [ganglion, "serve", "--mqtt", "127.0.0.1:0", "--data", data]
+        listeners = ["--mqtt", "127.0.0.1:0", "--web", "127.0.0.1:0"]
+        serve = [ganglion, "serve", *listeners, "--data", data]
         with subprocess.Popen(serve, stderr=subprocess.PIPE) as daemon:
             try:
-                url = f"mqtt://{_address_when_ready(daemon)}"
+                addresses = _addresses_when_ready(daemon)
+                url = f"mqtt://{addresses['mqtt']}"
                 # Retained, so that the subscriber need not be there first.
                 _output(ganglion, "pub", "--url", url, "--retain", "smoke/test", "it works")
                 got = _output(ganglion, "sub", "--url", url, "--count", "1", "smoke/#")
                 assert "it works" in got, f"published 'it works', received {got!r}"
+                page = urlopen(f"http://{addresses['web']}/", timeout=_DEADLINE_S).read()
+                assert b"Ganglion" in page, f"the page is {page!r}"
                 daemon.send_signal(signal.SIGTERM)
                 daemon.communicate(timeout=_DEADLINE_S)
             finally:
@@ -38,18 +43,19 @@ def main(ganglion: str) -> None:
         assert daemon.returncode == 0, f"SIGTERM ended the daemon with {daemon.returncode}"
 
 
-def _address_when_ready(daemon: subprocess.Popen[bytes]) -> str:
+def _addresses_when_ready(daemon: subprocess.Popen[bytes]) -> dict[str, str]:
     assert daemon.stderr is not None
-    address, seen = "", b""
+    addresses: dict[str, str] = {}
+    seen = b""
     for line in daemon.stderr:
         seen += line
         if not line.startswith(b"{"):
             continue  # not a log line but an error, told in full when the output ends
         event = json.loads(line)
         if event["event"] == "listening":
-            address = event["address"]
+            addresses[event["listener"]] = event["address"]
         elif event["event"] == "ready":
-            return address
+            return addresses
     raise SystemExit(f"the daemon ended before it was ready:\n{seen.decode()}")
 
 

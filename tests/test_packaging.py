@@ -40,6 +40,13 @@ def modules() -> Iterator[tuple[str, Path]]:
             yield f"ganglion/{path.relative_to(ROOT).as_posix()}", path
 
 
+def browser_files() -> list[str]:
+    """What the web listener serves to browsers, by its path inside of the package."""
+    found = [path for path in (ROOT / "clients" / "js").rglob("*") if path.is_file()]
+    assert found
+    return [f"ganglion/{path.relative_to(ROOT).as_posix()}" for path in found]
+
+
 def names_of_requirements(requirements: list[str]) -> set[str]:
     """The names of the distributions in a list of requirements."""
     return {re.split(r"[<>=!~;\[ ]", each)[0] for each in requirements}
@@ -82,7 +89,8 @@ def test_wheel_holds_every_module_and_only_the_package(built: tuple[Path, Path])
         names = archive.namelist()
     assert len(names) == len(set(names))
     packaged = {name for name in names if ".dist-info/" not in name}
-    assert packaged == {name for name, _ in modules()} | {"ganglion/py.typed"}
+    shipped = {name for name, _ in modules()} | {"ganglion/py.typed"} | set(browser_files())
+    assert packaged == shipped
 
 
 @pytest.mark.slow
@@ -108,7 +116,8 @@ def test_sdist_holds_what_a_build_needs(built: tuple[Path, Path]) -> None:
     assert not [each.name for each in members.values() if each.issym() or each.islnk()]
     papers = {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"}
     needed = {"pyproject.toml", "setup.py", "src/ganglion/py.typed"}
-    assert papers | needed | {f"src/{name}" for name, _ in modules()} <= set(members)
+    shipped = {*(name for name, _ in modules()), *browser_files()}
+    assert papers | needed | {f"src/{name}" for name in shipped} <= set(members)
     assert not [name for name in members if name.startswith("tests/")]
 
 

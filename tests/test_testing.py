@@ -37,6 +37,20 @@ async def test_a_broker_runs_under_trio() -> None:
         await trio.open_tcp_stream(running.host, running.port)
 
 
+async def test_a_broker_may_have_a_web_listener() -> None:
+    """It is there when asked for, at a port of its own, with MQTT over WebSocket."""
+    async with broker(web=True) as running:
+        stream = await trio.open_tcp_stream(running.host, running.web_port or 0)
+        async with stream:
+            await stream.send_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b'{"ready": true' in await stream.receive_some(4096)
+        assert running.web_url == f"http://127.0.0.1:{running.web_port}"
+    async with broker() as running:
+        assert running.web_port is None
+        with pytest.raises(AssertionError, match="web=True"):
+            _ = running.web_url
+
+
 async def test_brokers_are_independent() -> None:
     """Two at once have ports of their own and share no messages."""
     async with broker() as one, broker() as two:

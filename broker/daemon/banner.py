@@ -49,12 +49,17 @@ def banner(
         lines.append(f"  {scheme:<8}{address}{reach}")
     lines.append(f"  {'data':<8}{_short(configuration.data_directory)}")
     lines.append(f"  {'access':<8}{who_may_connect(configuration, user_count)}")
-    lines += ["", "Try in another terminal:"]
-    url = _url(*listening[0])
-    name = " --user NAME" if configuration.has_users and not configuration.anonymous else ""
+    reached = next((each for each in listening if each[0] in ("mqtt", "mqtts")), None)
+    if reached is not None:
+        url = _url(*reached)
+        name = " --user NAME" if configuration.has_users and not configuration.anonymous else ""
+        lines += [
+            "",
+            "Try in another terminal:",
+            f"  ganglion sub{url}{name} 'hello/#'",
+            f"  ganglion pub{url}{name} hello/world 'Hello!'",
+        ]
     lines += [
-        f"  ganglion sub{url}{name} 'hello/#'",
-        f"  ganglion pub{url}{name} hello/world 'Hello!'",
         "",
         "Ctrl-C stops.  ganglion check shows the configuration, ganglion limits every limit.",
     ]

@@ -52,11 +52,19 @@ class RunningBroker:
     """Its IP address, 127.0.0.1."""
     port: int
     """Its TCP port, for MQTT 3.1, 3.1.1 and 5.0."""
+    web_port: int | None = None
+    """Its TCP port for HTTP and WebSocket; None unless `broker` was asked for one."""
 
     @property
     def url(self) -> str:
         """``mqtt://host:port``."""
         return f"mqtt://{self.host}:{self.port}"
+
+    @property
+    def web_url(self) -> str:
+        """``http://host:port``; MQTT over WebSocket is at its path ``/mqtt``."""
+        assert self.web_port is not None, "this broker has no web listener: broker(web=True)"
+        return f"http://{self.host}:{self.web_port}"
 
 
 class broker:  # noqa: N801 - used as a function: `async with ganglion.testing.broker() as ...`
@@ -73,6 +81,7 @@ class broker:  # noqa: N801 - used as a function: `async with ganglion.testing.b
         anonymous: bool = False,
         limits: Limits | Mapping[str, float] | None = None,
         sys_interval_s: float = 0.0,
+        web: bool = False,
         log: Log | None = None,
     ) -> None:
         """Choose how the broker is.
@@ -82,7 +91,7 @@ class broker:  # noqa: N801 - used as a function: `async with ganglion.testing.b
         clients without a user name in beside users. Passwords work, SCRAM does not (its keys are
         made by ``ganglion passwd``). ``limits`` are `Limits`, or the values of those
         that differ from the defaults. ``sys_interval_s`` is how often ``$SYS`` topics are
-        published in seconds, 0 for never. ``log`` is a structlog logger or alike; without one the
+        published in seconds, 0 for never. With ``web`` there is a web listener, too. ``log`` is a structlog logger or alike; without one the
         broker is silent. Raises `InvalidOption`.
         """
         exist = bool(users)
@@ -94,16 +103,20 @@ class broker:  # noqa: N801 - used as a function: `async with ganglion.testing.b
             users=_users(users or {}),
             sys_interval_s=sys_interval_s,
         )
+        self._web = web
         self._nursery = trio.open_nursery()
         self._scope = trio.CancelScope()
 
     async def __aenter__(self) -> RunningBroker:
         """Start; the broker accepts connections when this returns."""
         address = self._broker.listen("mqtt", Address("127.0.0.1", 0))
+        web_port = None
+        if self._web:
+            web_port = self._broker.listen("web", Address("127.0.0.1", 0)).port
         nursery = await self._nursery.__aenter__()
         self._scope = nursery.cancel_scope
         nursery.start_soon(self._broker.run)
-        return RunningBroker(address.host, address.port)
+        return RunningBroker(address.host, address.port, web_port)
 
     async def __aexit__(
         self,

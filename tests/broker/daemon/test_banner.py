@@ -54,6 +54,13 @@ def test_the_screen_shows_what_is_needed_and_fits(tmp_path: Path) -> None:
         assert words in screen
 
 
+def test_a_node_without_mqtt_gives_no_commands_to_try(tmp_path: Path) -> None:
+    """The commands speak MQTT over TCP: without a listener for it there is nothing to show."""
+    screen = banner(configuration(tmp_path), [("web", Address("127.0.0.1", 8080))], 0)
+    assert "  web     127.0.0.1:8080\n" in screen
+    assert "ganglion sub" not in screen
+
+
 def test_what_to_try_is_short_on_the_default_port(tmp_path: Path) -> None:
     """Where the default reaches the node, the commands to try carry no URL."""
     screen = banner(configuration(tmp_path), [("mqtt", Address("127.0.0.1", 1883))], 0)

@@ -604,3 +604,87 @@ class TestUnixSockets:
         path = tmp_path / "missing" / "s"
         with pytest.raises(CannotListen, match="missing"):
             hand.listen(address=Address(path=str(path)))
+
+
+# -- one protocol carries another -----------------------------------------------------------------
+
+
+def bracketed(parts: list[bytes]) -> bytes:
+    """An envelope whose ends and parts a test can see."""
+    return b"<" + b"|".join(parts) + b">"
+
+
+def test_an_envelope_is_put_around_all_that_a_tick_writes(hand: HandDriven) -> None:
+    """Once per tick; what was written before stays bare, and bare writes keep their place."""
+    client, talker = hand.join(hand.listen())
+    endpoint = talker.endpoint
+    endpoint.write(b"before")
+    endpoint.envelop(bracketed)
+    endpoint.write(b"a")
+    endpoint.offer(b"b", 1)
+    endpoint.write_bare(b"!")
+    endpoint.write_bare(b"?")
+    endpoint.write(b"c")
+    expected = b"before<a|b>!?<c>"
+    assert hand.receive(client, len(expected)) == expected
+    endpoint.write(b"d")
+    assert hand.receive(client, 3) == b"<d>"
+    endpoint.write_bare(b"alone")
+    assert hand.receive(client, 5) == b"alone"
+    assert endpoint.buffered == 0
+
+
+def test_a_bare_write_without_an_envelope_is_a_write(hand: HandDriven) -> None:
+    """There is nothing to be left out."""
+    client, talker = hand.join(hand.listen())
+    talker.endpoint.write(b"a")
+    talker.endpoint.write_bare(b"b")
+    assert hand.receive(client, 2) == b"ab"
+
+
+def test_what_is_written_bare_at_the_end_is_sent(hand: HandDriven) -> None:
+    """As the last frame of a WebSocket is; after it nothing is taken."""
+    client, talker = hand.join(hand.listen())
+    talker.endpoint.envelop(bracketed)
+    talker.endpoint.write(b"a")
+    talker.endpoint.write_bare(b"goodbye")
+    talker.endpoint.close("done")
+    talker.endpoint.write_bare(b"more")
+    talker.endpoint.write(b"more")
+    assert hand.receive_to_end(client) == b"<a>goodbye"
+    hand.until_lost(talker)
+
+
+def test_envelopes_wait_for_a_slow_peer(hand: HandDriven) -> None:
+    """A peer that reads nothing gets all of it in order once it reads, and congestion is seen."""
+    client, talker = hand.join(hand.listen(), receive_buffer=4096)
+    endpoint = talker.endpoint
+    endpoint.envelop(bracketed)
+    block = b"x" * 1024 * 1024
+    blocks = 0
+    while not endpoint.congested:
+        endpoint.write(block)
+        blocks += 1
+        hand.tick()
+    endpoint.write_bare(b"bare")
+    endpoint.write(b"last")
+    endpoint.close("done")
+    received = hand.receive_to_end(client)
+    assert received.endswith(b">bare<last>")
+    assert received.count(b"x") == blocks * len(block)
+    opened = received.replace(b"x", b"").replace(b"|", b"")
+    assert opened.replace(b"<>", b"") == b"bare<last>"
+
+
+def test_another_protocol_takes_over(hand: HandDriven) -> None:
+    """From then on it hears what happens, to the end, and the first one nothing."""
+    client, first = hand.join(hand.listen())
+    second = Talker()
+    first.endpoint.hand_over(second)
+    client.send(b"hello")
+    hand.until(lambda: second.received)
+    client.close()
+    hand.until_lost(second)
+    assert second.events == ["end of stream", "lost"]
+    assert first.events == ["connected"]
+    assert not first.received
