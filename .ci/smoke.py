@@ -1,4 +1,4 @@
-"""Proves an installed `ganglion` from outside: version, start, one publish and one receive, a page, stop.
+"""Proves an installed `ganglion` from outside: version, start, publish and receive, a page, stop.
 
 Usage: ``python smoke.py PATH/TO/ganglion``. Only the standard library and the command are used, so
 that it says something about what was installed and nothing about the checkout.

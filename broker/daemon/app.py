@@ -37,8 +37,9 @@ from ganglion.broker.daemon.notify import Notifier
 from ganglion.broker.daemon.settings import TLS_SCHEMES
 from ganglion.broker.daemon.web import WebSettings, make_web
 from ganglion.broker.net import Carrier, Protocol
-from ganglion.broker.net.addresses import Address
-from ganglion.broker.net.reactor import LINGER_S, CannotListen, Reactor
+from ganglion.broker.net.addresses import Address, Networks
+from ganglion.broker.net.listener import CannotListen
+from ganglion.broker.net.reactor import LINGER_S, Reactor
 from ganglion.broker.net.tls import TlsContext
 from ganglion.broker.store import Damage, Store
 from ganglion.broker.store.memory import MemoryStore
@@ -72,6 +73,7 @@ class Broker:
         users: Users | None = None,
         mqtt: MqttSettings | None = None,
         web: WebSettings | None = None,
+        trusted: Networks | None = None,
         sys_interval_s: float = 10.0,
         linger_s: float = 0.0,
         open_store: Callable[[InCore], Store] | None = None,
@@ -80,8 +82,9 @@ class Broker:
 
         Without ``access`` everything is allowed to everybody. ``sys_interval_s`` is how often
         ``$SYS`` topics are published in seconds, 0 for never. ``linger_s``: see `Reactor`.
-        ``open_store`` opens the store, given what makes a call from any thread in the node's
-        next tick; without it everything is kept in memory.
+        ``trusted`` proxies may say whom they speak for. ``open_store`` opens the store, given what
+        makes a call from any thread in the node's next tick; without it everything is kept in
+        memory.
         """
         limits = Limits() if limits is None else limits
         access = Access.open() if access is None else access
@@ -111,11 +114,13 @@ class Broker:
         )
         self._mqtt = MqttServer(self.node, mqtt)
         self._connect_authenticator()
+        self._trusted = Networks() if trusted is None else trusted
         self._web = make_web(
             self.node,
             WebSettings() if web is None else web,
             make_mqtt=self._mqtt_connection,
             reasons=self.not_ready,
+            trusted=self._trusted,
             wall_clock_offset_s=wall_clock_offset_s,
         )
         self._is_draining = False
@@ -126,13 +131,23 @@ class Broker:
         self.listening: list[tuple[str, Address]] = []
         """What listens where: scheme and actual address, with the chosen port instead of 0."""
 
-    def listen(self, scheme: str, address: Address, tls: TlsContext | None = None) -> Address:
+    def listen(
+        self,
+        scheme: str,
+        address: Address,
+        tls: TlsContext | None = None,
+        *,
+        proxied: bool = False,
+    ) -> Address:
         """Listen for ``scheme``, a key of `DEFAULT_PORTS`; the actual address.
 
-        Those of `TLS_SCHEMES` need ``tls``. Raises `CannotListen`.
+        Those of `TLS_SCHEMES` need ``tls``. For ``proxied`` see `Reactor.listen`. Raises
+        `CannotListen`.
         """
         make = self._make[scheme.removesuffix("s") if scheme in TLS_SCHEMES else scheme]
-        listener = self.reactor.listen(address, make, tls=tls)
+        listener = self.reactor.listen(
+            address, make, tls=tls, trusted=self._trusted, proxied=proxied
+        )
         self.listening.append((scheme, listener.address))
         return listener.address
 
@@ -239,13 +254,15 @@ def run(load: Callable[[], Configuration]) -> None:
             certificate_is_user=_certificate_is_user(configuration), **configuration.mqtt
         ),
         web=WebSettings(origins=configuration.origins, compression=configuration.compression),
+        trusted=Networks(configuration.trusted),
         sys_interval_s=configuration.sys_interval_s,
         linger_s=LINGER_S,
         open_store=lambda in_core: _open_store(configuration, logs.logger, in_core),
     )
     try:
         for listener in configuration.listeners:
-            _listen(broker, listener, materials)
+            proxied = listener.scheme in configuration.proxied
+            _listen(broker, listener, materials, proxied=proxied)
         _run_service(_Service(broker, configuration, materials, logs, load), logs)
     finally:
         broker.close()
@@ -373,10 +390,10 @@ def _certificate_is_user(configuration: Configuration) -> bool:
     return configuration.tls is not None and configuration.tls.use_certificate_as_user
 
 
-def _listen(broker: Broker, listener: Listener, materials: Materials) -> None:
+def _listen(broker: Broker, listener: Listener, materials: Materials, *, proxied: bool) -> None:
     tls = materials.tls if listener.scheme in TLS_SCHEMES else None
     try:
-        broker.listen(listener.scheme, listener.address, tls)
+        broker.listen(listener.scheme, listener.address, tls, proxied=proxied)
     except CannotListen as error:
         cause = error.__cause__
         lacking = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)

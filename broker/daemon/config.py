@@ -56,7 +56,13 @@ _MQTT_DEFAULTS = {
     "check_payload_format": False,
 }
 
-_TOGETHER = ("listeners.", "tls.", "access.", "data.")  # tables that `_contradictions` looks at
+_TOGETHER = (
+    "listeners.",
+    "tls.",
+    "access.",
+    "data.",
+    "proxy.",
+)  # tables that `_contradictions` looks at
 
 _CLIENT_VARIABLES = frozenset({"GANGLION_URL", "GANGLION_USER", "GANGLION_PASSWORD"})
 
@@ -148,6 +154,10 @@ class Configuration:
     """Whose pages may use the web listener, beside the node's own."""
     compression: bool
     """Whether WebSockets may be compressed."""
+    trusted: tuple[str, ...]
+    """Networks of proxies that may say whom they speak for."""
+    proxied: tuple[str, ...]
+    """Schemes of listeners where these proxies begin with a PROXY header."""
     values: Mapping[str, object]
     """The effective value of every key; None for one that has neither value nor default."""
     sources: Mapping[str, str]
@@ -331,6 +341,8 @@ def _complete(
         mqtt=mqtt,
         origins=default("web.origins", ()),
         compression=default("web.compression", value=False),
+        trusted=default("proxy.trusted", ()),
+        proxied=default("proxy.listeners", ()),
         values={name: found[name] for name in KEYS},
         sources={name: sources[name] for name in KEYS},
     )
@@ -396,6 +408,8 @@ def _contradictions(configuration: Configuration) -> Iterable[Problem]:
     def problem(key: str, rule: str) -> Problem:
         return Problem(sources[key], key, rule)
 
+    if configuration.proxied and not configuration.trusted:
+        yield problem("proxy.listeners", "has no effect without proxy.trusted")
     if configuration.tls is None:
         for scheme in TLS_SCHEMES:
             if values[f"listeners.{scheme}"]:

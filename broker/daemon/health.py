@@ -30,8 +30,9 @@ def check_health(url: str | None, load: Callable[[], Configuration], timeout_s: 
     """Connect and ping, and say in a sentence what answered. Raises `HealthError`.
 
     Without ``url`` the first MQTT listener of the configuration that ``load`` gives is asked, or,
-    if it has none, whether the first web listener finds that the node is ready. The broker's certificate is not checked: whether it serves is asked, not who it is, and the name in
-    it is seldom this machine's own. A refusal for want of a password is an answer, too.
+    if it has none, whether the first web listener finds that the node is ready. The broker's
+    certificate is not checked: whether it serves is asked, not who it is, and the name in it is
+    seldom this machine's own. A refusal for want of a password is an answer, too.
     """
     try:
         if url:

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from ganglion import GanglionError
 from ganglion.broker.core.limits import Limits
-from ganglion.broker.net.addresses import Address, InvalidAddress
+from ganglion.broker.net.addresses import Address, InvalidAddress, Networks
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -187,6 +187,24 @@ def _texts(raw: Raw) -> tuple[str, ...]:
     return tuple(cast("list[str]", items))
 
 
+def _networks(raw: Raw) -> tuple[str, ...]:
+    networks = _texts(raw)
+    try:
+        Networks(networks)
+    except InvalidAddress as error:
+        raise BadValue(f"has a wrong address: {error}") from None
+    return networks
+
+
+def _schemes(raw: Raw) -> tuple[str, ...]:
+    schemes = _texts(raw)
+    for scheme in schemes:
+        if scheme not in DEFAULT_PORTS:
+            known = ", ".join(DEFAULT_PORTS)
+            raise BadValue(f"has {scheme!r}, which is none of the listeners {known}")
+    return schemes
+
+
 def _origins(raw: Raw) -> tuple[str, ...]:
     origins = _texts(raw)
     for origin in origins:
@@ -335,6 +353,16 @@ _ALL = [
         "web.compression",
         _boolean,
         "agree to permessage-deflate on WebSockets: less traffic for more processor time",
+    ),
+    Key(
+        "proxy.trusted",
+        _networks,
+        "addresses of proxies that may say whom they speak for, such as 10.0.0.0/8 or unix",
+    ),
+    Key(
+        "proxy.listeners",
+        _schemes,
+        "listeners, such as mqtt, where trusted proxies begin with a PROXY v2 header",
     ),
 ]
 

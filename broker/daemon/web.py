@@ -7,6 +7,7 @@ from importlib.resources.abc import Traversable
 
 from ganglion.broker.core.node import Node
 from ganglion.broker.net import Protocol
+from ganglion.broker.net.addresses import Networks
 from ganglion.protocols.http.health import serve_health
 from ganglion.protocols.http.origins import Origins
 from ganglion.protocols.http.routes import Routes
@@ -35,6 +36,7 @@ def make_web(
     *,
     make_mqtt: Callable[[], Protocol],
     reasons: Callable[[], Sequence[str]],
+    trusted: Networks,
     wall_clock_offset_s: float,
 ) -> HttpServer:
     """The server of web listeners; `reasons` says why the node is not ready, `/readyz` asks."""
@@ -49,6 +51,7 @@ def make_web(
         routes,
         websockets,
         origins=Origins(settings.origins),
+        trusted=trusted,
         wall_clock_offset_s=wall_clock_offset_s,
     )
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from ganglion import GanglionError
 
-__all__ = ["Address", "InvalidAddress", "Networks", "plain_ip"]
+__all__ = ["Address", "InvalidAddress", "Networks", "canonical_ip", "plain_ip"]
 
 
 class InvalidAddress(GanglionError):
@@ -107,6 +107,13 @@ def _port(port: str, text: str) -> int:
     if not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
         raise InvalidAddress(f"{text!r}: the port must be a number from 0 to 65535")
     return int(port)
+
+
+def canonical_ip(address: str | bytes) -> str:
+    """An IP address, as text or packed, as `Endpoint.peer` has it. Raises ValueError for others."""
+    found = ip_address(address)
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return str(mapped or found)
 
 
 def plain_ip(host: str) -> str:

@@ -18,23 +18,22 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable
-from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
-from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import trio
 
-from ganglion import GanglionError
 from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.refusals import Log
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.timers import Timers
 from ganglion.broker.net import Carrier, Protocol
-from ganglion.broker.net.addresses import Address, plain_ip
+from ganglion.broker.net.addresses import Address, Networks, plain_ip
+from ganglion.broker.net.listener import Listener, open_listening_socket
+from ganglion.broker.net.proxy import ProxyHeader
 from ganglion.broker.net.tls import TlsContext, TlsLayer
 
-__all__ = ["LINGER_S", "CannotListen", "Listener", "Reactor", "SocketEndpoint"]
+__all__ = ["LINGER_S", "Reactor", "SocketEndpoint"]
 
 # One recv allocates what it asks for: up to 64 KiB costs the same as a small one, 256 KiB five
 # times as much. A recv that comes back full is repeated, so a tick takes at most 256 KiB from an
@@ -54,26 +53,13 @@ LINGER_S = 0.001
 The way through trio costs 20 to 30 µs each time the reactor falls asleep. At 5,000 messages per
 second, one every 200 µs, that is most of the latency.
 """
-_ACCEPTS_PER_TICK = 64  # a flood of connections leaves time for those that are there
-_BACKLOG = 4096
-_ACCEPT_AGAIN_S = 0.5  # after the process ran out of descriptors
 _SWEEP_EVERY_S = 1.0  # how exactly deadlines of slow readers are kept
 _LINGER_S = 2.0  # for a refused peer to read why
 _CLOSE_TIMEOUT_S = 5.0  # for a closing connection to take its last bytes
-_ADVICE = {
-    EADDRINUSE: "stop what uses it, or choose another address",
-    EACCES: "choose a port above 1023, or give the process CAP_NET_BIND_SERVICE",
-    EADDRNOTAVAIL: "choose an address of this machine",
-}
-_OUT_OF_RESOURCES = frozenset((EMFILE, ENFILE, ENOBUFS, ENOMEM))
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
 _GONE = select.EPOLLHUP | select.EPOLLERR
-
-
-class CannotListen(GanglionError):
-    """A listener could not be opened; the message names the address and what to do."""
 
 
 class SocketEndpoint:
@@ -424,83 +410,6 @@ class _Envelope:
         return data
 
 
-class Listener:
-    """One listening socket. `address` is where it really listens (a chosen port instead of 0)."""
-
-    def __init__(
-        self,
-        reactor: "Reactor",
-        listening: socket.socket,
-        address: Address,
-        make_protocol: Callable[[], Protocol | Carrier],
-        tls: TlsContext | None,
-    ) -> None:
-        self.address = address
-        self.tls = tls
-        self._reactor = reactor
-        self._socket = listening
-        self._make_protocol = make_protocol
-        self._is_accepting = False
-        self.resume()
-
-    @property
-    def fd(self) -> int:
-        """The descriptor of the listening socket."""
-        return self._socket.fileno()
-
-    def resume(self) -> None:
-        """Accept connections (again)."""
-        if not self._is_accepting and self._socket.fileno() >= 0:
-            self._is_accepting = True
-            self._reactor.epoll.register(self._socket.fileno(), _IN)
-
-    def _pause(self, now: float) -> None:
-        self._is_accepting = False
-        self._reactor.epoll.unregister(self._socket.fileno())
-        self._reactor.timers.at(now + _ACCEPT_AGAIN_S, lambda _: self.resume())
-
-    def on_readable(self, now: float) -> None:
-        """Accept what waits, up to the share of one tick."""
-        for _ in range(_ACCEPTS_PER_TICK):
-            try:
-                connection, name = self._socket.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:
-                    # A level-triggered epoll would report the listener without end.
-                    self._reactor.log.warning(
-                        "cannot accept connections",
-                        error=error.strerror,
-                        advice="raise the limit of open files (ulimit -n, LimitNOFILE)",
-                    )
-                    self._reactor.statistics.drop("connection: out of descriptors")
-                    self._pause(now)
-                    return
-                continue  # this connection was gone before it was accepted
-            self._reactor.adopt(connection, name, self._make_protocol, self.tls, now)
-
-    def on_writable(self) -> None:
-        """Never happens: a listener is not watched for it."""
-
-    def lose(self, reason: str) -> None:
-        """The listening socket broke."""
-        self._reactor.log.warning("listener broke", address=str(self.address), reason=reason)
-        self.close()
-
-    def close(self) -> None:
-        """Accept no more."""
-        if self._is_accepting:
-            self._is_accepting = False
-            self._reactor.epoll.unregister(self._socket.fileno())
-        self._socket.close()
-        if self.address.path is not None:
-            try:
-                Path(self.address.path).unlink()
-            except OSError:
-                pass  # somebody else removed it
-
-
 class _StreamWatch:
     """Notices when tick after tick brings input from one endpoint alone, to which nothing is sent.
 
@@ -510,7 +419,7 @@ class _StreamWatch:
 
     __slots__ = ("_endpoints", "_fd", "_ticks")
 
-    def __init__(self, endpoints: "dict[int, SocketEndpoint | Listener]") -> None:
+    def __init__(self, endpoints: "dict[int, SocketEndpoint | ProxyHeader | Listener]") -> None:
         self._endpoints = endpoints
         self._fd = -1
         self._ticks = 0
@@ -557,7 +466,7 @@ class Reactor:
         """Endpoints that have output, or are to be closed, at the end of this tick."""
         self.waiting: set[SocketEndpoint] = set()
         """Endpoints whose peers have to take something before a deadline."""
-        self.endpoints: dict[int, SocketEndpoint | Listener] = {}
+        self.endpoints: dict[int, SocketEndpoint | ProxyHeader | Listener] = {}
         self.connection_count = 0
         self._end_of_tick = end_of_tick
         self._linger_s = linger_s
@@ -580,20 +489,20 @@ class Reactor:
         make_protocol: Callable[[], Protocol | Carrier],
         *,
         tls: TlsContext | None = None,
+        trusted: Networks | None = None,
+        proxied: bool = False,
         reuse_port: bool = False,
     ) -> Listener:
-        """Open a listener; it accepts as soon as `run` runs. Raises `CannotListen`."""
-        try:
-            listening = _open_listening_socket(address, reuse_port=reuse_port)
-        except OSError as error:
-            advice = _ADVICE.get(error.errno or 0, "choose another address")
-            raise CannotListen(
-                f"cannot listen on {address}: {error.strerror or error}; {advice}"
-            ) from error
+        """Open a listener; it accepts as soon as `run` runs. Raises `CannotListen`.
+
+        `trusted` proxies have many clients, so `connections_per_address_max` is not for them. When
+        the listener is `proxied` they begin with a PROXY header that says for whom they connect.
+        """
+        listening = open_listening_socket(address, reuse_port=reuse_port)
         if address.path is None:
             host, port = listening.getsockname()[:2]
             address = Address(host, port)
-        listener = Listener(self, listening, address, make_protocol, tls)
+        listener = Listener(self, listening, address, make_protocol, tls, trusted, proxied=proxied)
         self.endpoints[listener.fd] = listener
         self._listeners.append(listener)
         return listener
@@ -602,8 +511,7 @@ class Reactor:
         self,
         connection: socket.socket,
         name: Any,  # what accept says of the peer: a tuple, or text for a Unix socket
-        make_protocol: Callable[[], Protocol | Carrier],
-        tls: TlsContext | None,
+        listener: Listener,
         now: float,
     ) -> None:
         """Serve an accepted connection, unless a limit forbids it."""
@@ -614,19 +522,64 @@ class Reactor:
             peer = plain_ip(str(name[0]))
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.statistics.sockets_opened += 1
+        if not listener.proxied or peer not in listener.trusted:
+            self._serve(connection, peer, listener, now)
+        elif self.connection_count >= self.limits.connections_max:
+            self._refuse(connection, peer, f"connections_max = {self.limits.connections_max}")
+        else:
+            self._await_header(connection, peer, listener, now)
+
+    def _await_header(
+        self, connection: socket.socket, proxy: str, listener: Listener, now: float
+    ) -> None:
+        fd = connection.fileno()
+
+        def forget() -> bool:
+            if self.endpoints.get(fd) is not header:
+                return False
+            timer.cancel()
+            del self.endpoints[fd]
+            self.epoll.unregister(fd)
+            self.connection_count -= 1
+            return True
+
+        def done(client: str | None, now: float) -> None:
+            if forget():
+                self._serve(connection, client or proxy, listener, now)
+
+        def failed(reason: str) -> None:
+            if forget():
+                self.statistics.drop("connection: no PROXY header")
+                self.log.debug("connection refused", address=proxy, rule=reason)
+                connection.close()
+                self._tell_when_all_are_gone()
+
+        header = ProxyHeader(connection, done, failed)
+        self.endpoints[fd] = header
+        self.epoll.register(fd, _IN)
+        self.connection_count += 1
+        timeout_s = self.limits.connect_timeout_s
+        timer = self.timers.at(now + timeout_s, lambda _: failed("no PROXY header in time"))
+
+    def _refuse(self, connection: socket.socket, peer: str, limit: str) -> None:
+        self.statistics.drop("connection: limit reached")
+        self.log.debug("connection refused", address=peer, rule=f"{limit} is reached")
+        connection.close()
+
+    def _serve(self, connection: socket.socket, peer: str, listener: Listener, now: float) -> None:
         same = self._per_address.get(peer, 0)
-        refusal = None
-        if self.connection_count >= self.limits.connections_max:
-            refusal = f"connections_max = {self.limits.connections_max} is reached"
-        elif same >= self.limits.connections_per_address_max and peer != "unix":
-            limit = self.limits.connections_per_address_max
-            refusal = f"connections_per_address_max = {limit} is reached"
-        if refusal is not None:
-            self.statistics.drop("connection: limit reached")
-            self.log.debug("connection refused", address=peer, rule=refusal)
-            connection.close()
+        limits = self.limits
+        if self.connection_count >= limits.connections_max:
+            self._refuse(connection, peer, f"connections_max = {limits.connections_max}")
             return
-        protocol = make_protocol()
+        if same >= limits.connections_per_address_max and not (
+            peer == "unix" or peer in listener.trusted
+        ):
+            limit = limits.connections_per_address_max
+            self._refuse(connection, peer, f"connections_per_address_max = {limit}")
+            return
+        tls = listener.tls
+        protocol = listener.make_protocol()
         self._per_address[peer] = same + 1
         self.connection_count += 1
         layer = TlsLayer(tls.context) if tls is not None else None
@@ -660,6 +613,9 @@ class Reactor:
             self._per_address[endpoint.peer] = left
         else:
             del self._per_address[endpoint.peer]
+        self._tell_when_all_are_gone()
+
+    def _tell_when_all_are_gone(self) -> None:
         if self.connection_count == 0:
             self._all_gone.set()
 
@@ -766,13 +722,13 @@ class Reactor:
                 except Exception:  # noqa: BLE001 - as above
                     self._contain(endpoint)
 
-    def _contain(self, endpoint: SocketEndpoint | Listener | None) -> None:
+    def _contain(self, endpoint: SocketEndpoint | ProxyHeader | Listener | None) -> None:
         """A fault in our own code costs the connection in which it showed, not the node."""
         self.statistics.drop("connection: internal error")
         self.log.warning("internal error", traceback=traceback.format_exc(), advice="report it")
         if "pytest" in sys.modules:
             traceback.print_exc()
-        if isinstance(endpoint, SocketEndpoint):
+        if isinstance(endpoint, SocketEndpoint | ProxyHeader):
             try:
                 endpoint.lose("internal error")
             except Exception:  # noqa: BLE001 - it is closed already: only its protocol failed again
@@ -822,48 +778,3 @@ class Reactor:
             endpoint.lose("the node stops")
         self.epoll.close()
         os.close(self._alarm)
-
-
-def _open_listening_socket(address: Address, *, reuse_port: bool) -> socket.socket:
-    if address.path is not None:
-        _remove_stale_socket(address.path)
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        target: str | tuple[str, int] = address.path
-    else:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        if address.host == "localhost":
-            target = ("127.0.0.1", address.port)
-        else:
-            resolved = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-            family, _, _, _, name = resolved[0]
-            target = (str(name[0]), int(name[1]))
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if reuse_port:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        listening.setblocking(False)
-        listening.bind(target)
-        listening.listen(_BACKLOG)
-    except OSError:
-        listening.close()
-        raise
-    return listening
-
-
-def _remove_stale_socket(path: str) -> None:
-    """Remove the socket of a process that is gone; one that answers is left alone."""
-    try:
-        if not Path(path).is_socket():
-            return  # bind will say what is wrong
-    except OSError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            Path(path).unlink()
-        except OSError:
-            pass

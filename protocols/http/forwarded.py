@@ -1,8 +1,6 @@
 """The address of a client behind proxies: X-Forwarded-For, as far as trusted proxies wrote it."""
 
-from ipaddress import ip_address
-
-from ganglion.broker.net.addresses import Networks
+from ganglion.broker.net.addresses import Networks, canonical_ip
 
 __all__ = ["client_address"]
 
@@ -35,6 +33,6 @@ def _address(entry: str) -> str | None:
     elif entry.count(":") == 1:
         entry = entry.partition(":")[0]
     try:
-        return str(ip_address(entry))
+        return canonical_ip(entry)
     except ValueError:
         return None

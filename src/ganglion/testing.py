@@ -91,8 +91,8 @@ class broker:  # noqa: N801 - used as a function: `async with ganglion.testing.b
         clients without a user name in beside users. Passwords work, SCRAM does not (its keys are
         made by ``ganglion passwd``). ``limits`` are `Limits`, or the values of those
         that differ from the defaults. ``sys_interval_s`` is how often ``$SYS`` topics are
-        published in seconds, 0 for never. With ``web`` there is a web listener, too. ``log`` is a structlog logger or alike; without one the
-        broker is silent. Raises `InvalidOption`.
+        published in seconds, 0 for never. With ``web`` there is a web listener, too. ``log`` is a
+        structlog logger or alike; without one the broker is silent. Raises `InvalidOption`.
         """
         exist = bool(users)
         access = Access(_rules(rules), users_exist=exist, anonymous=anonymous or not exist)

@@ -322,6 +322,21 @@ def test_nobody_is_not_health() -> None:
         check_health("unix:/nonexistent", no_configuration, 5)
 
 
+def test_a_node_with_a_web_listener_alone_is_asked_there() -> None:
+    """The health check then reads `/readyz`, and says when nobody answers."""
+    with broker_thread(web=True) as running:
+        flags = [Flag("listeners.web", (f"0.0.0.0:{running.web_port}",), "--web")]
+        flags.append(Flag("access.insecure", True, "--insecure"))
+
+        def configuration() -> Configuration:
+            return load(environment={"HOME": "/"}, flags=flags)
+
+        answer = check_health(None, configuration, 5)
+        assert answer == f"web://127.0.0.1:{running.web_port} is ready"
+    with pytest.raises(HealthError, match="does not answer"):
+        check_health(None, configuration, 5)
+
+
 def test_the_first_listener_is_asked_on_this_machine(ganglion_broker: RunningBroker) -> None:
     """Without a URL the configuration says where; a listener on all addresses is near, too."""
     flags = [

@@ -454,3 +454,53 @@ def test_the_unit_knows_our_exit_code() -> None:
     assert f"RestartPreventExitStatus={EXIT_CONFIGURATION}" in unit
     assert "Type=notify" in unit
     assert "kill -HUP" in unit
+
+
+def test_what_the_web_listener_is_asked_for(tmp_path: Path) -> None:
+    """Origins, compression and proxies come from the file or from variables."""
+    configuration = read(
+        tmp_path,
+        """
+        [web]
+        origins = ["https://shop.example.com", "http://localhost:3000"]
+        compression = true
+        [proxy]
+        trusted = ["10.0.0.0/8"]
+        """,
+        {"GANGLION_PROXY_LISTENERS": "mqtt, webs"},
+    )
+    assert configuration.origins == ("https://shop.example.com", "http://localhost:3000")
+    assert configuration.compression
+    assert configuration.trusted == ("10.0.0.0/8",)
+    assert configuration.proxied == ("mqtt", "webs")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "word"),
+    [
+        ('web.origins = ["shop.example.com"]', "web.origins", "https://example.com"),
+        ('web.origins = ["https://shop.example.com/path"]', "web.origins", "without a path"),
+        ('web.origins = "https://a.example"', "web.origins", "list"),
+        ("web.origins = [1]", "web.origins", "list of texts"),
+        ('proxy.trusted = ["10.0.0.1/8"]', "proxy.trusted", "wrong address"),
+        ('proxy.trusted = ["10.0.0.1"]\nproxy.listeners = ["http"]', "proxy.listeners", "none of"),
+        ('proxy.listeners = ["mqtt"]', "proxy.listeners", "without proxy.trusted"),
+        ('listeners.webs = ["127.0.0.1"]', "listeners.webs", "certificate"),
+    ],
+)
+def test_what_is_wrong_with_the_web_is_named(
+    tmp_path: Path, text: str, key: str, word: str
+) -> None:
+    """Each with its key and the rule."""
+    (problem,) = problems(tmp_path, text)
+    assert problem.key == key
+    assert word in problem.rule
+
+
+def test_a_certificate_brings_the_web_over_tls(tmp_path: Path) -> None:
+    """As for MQTT: on loopback, at the port of the scheme."""
+    configuration = read(tmp_path, '[tls]\ncertificate = "server.pem"')
+    assert [str(each.address) for each in configuration.listeners if each.scheme == "webs"] == [
+        "127.0.0.1:8443",
+        "[::1]:8443",
+    ]

@@ -14,8 +14,9 @@ from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.timers import Timers
 from ganglion.broker.net import Endpoint, Protocol
-from ganglion.broker.net.addresses import Address
-from ganglion.broker.net.reactor import Listener, Reactor
+from ganglion.broker.net.addresses import Address, Networks
+from ganglion.broker.net.listener import Listener
+from ganglion.broker.net.reactor import Reactor
 from ganglion.broker.net.tls import TlsContext
 
 __all__ = ["Echo", "HandDriven", "RecordingLog", "Talker"]
@@ -118,6 +119,8 @@ class HandDriven:
         address: Address | None = None,
         *,
         tls: TlsContext | None = None,
+        trusted: Networks | None = None,
+        proxied: bool = False,
     ) -> Listener:
         """Open a listener whose protocols are kept in `protocols`."""
 
@@ -127,7 +130,9 @@ class HandDriven:
             return protocol
 
         address = address or Address("127.0.0.1", 0)
-        return self.reactor.listen(address, make_and_keep, tls=tls)
+        return self.reactor.listen(
+            address, make_and_keep, tls=tls, trusted=trusted, proxied=proxied
+        )
 
     def connect(self, listener: Listener, *, receive_buffer: int | None = None) -> socket.socket:
         """A client's socket, which never blocks."""

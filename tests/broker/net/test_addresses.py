@@ -2,7 +2,7 @@
 
 import pytest
 
-from ganglion.broker.net.addresses import Address, InvalidAddress, plain_ip
+from ganglion.broker.net.addresses import Address, InvalidAddress, Networks, plain_ip
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,32 @@ def test_plain_ip() -> None:
     assert plain_ip("::ffff:192.0.2.1") == "192.0.2.1"
     assert plain_ip("2001:db8::1") == "2001:db8::1"
     assert plain_ip("192.0.2.1") == "192.0.2.1"
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_in"),
+    [
+        ("10.0.0.1", True),
+        ("10.255.255.255", True),
+        ("11.0.0.1", False),
+        ("192.0.2.7", True),
+        ("192.0.2.8", False),
+        ("2001:db8::1", True),
+        ("2001:db9::1", False),
+        ("unix", True),
+        ("nonsense", False),
+        ("", False),
+    ],
+)
+def test_networks(peer: str, is_in: bool) -> None:
+    """A peer is in them by its address; what is no address is nowhere."""
+    networks = Networks(["10.0.0.0/8", "192.0.2.7", "2001:db8::/32", "unix"])
+    assert (peer in networks) == is_in
+    assert peer not in Networks()
+
+
+@pytest.mark.parametrize("name", ["10.0.0.1/8", "example.org", "", "10.0.0.0/33"])
+def test_what_is_no_network_is_refused(name: str) -> None:
+    """Host bits beside a mask, too: they are mostly a mistake."""
+    with pytest.raises(InvalidAddress, match=r"write it as 10\.1\.2\.3"):
+        Networks([name])

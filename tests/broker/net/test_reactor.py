@@ -14,7 +14,7 @@ from ganglion.broker.core.limits import Limits
 from ganglion.broker.net import Endpoint
 from ganglion.broker.net import reactor as reactor_module
 from ganglion.broker.net.addresses import Address
-from ganglion.broker.net.reactor import CannotListen
+from ganglion.broker.net.listener import CannotListen
 from tests.broker.net.hand_driven import Echo, HandDriven, Talker
 
 MIB = 1 << 20

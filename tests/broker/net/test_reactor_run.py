@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from ganglion.broker.net.reactor import Listener
+from ganglion.broker.net.listener import Listener
 from tests.broker.net.hand_driven import Echo, HandDriven, Talker
 
 ROOT = Path(__file__).resolve().parents[3]

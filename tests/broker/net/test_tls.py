@@ -9,7 +9,7 @@ import pytest
 import trustme
 
 from ganglion.broker.core.limits import Limits
-from ganglion.broker.net.reactor import Listener
+from ganglion.broker.net.listener import Listener
 from ganglion.broker.net.tls import InvalidCertificate, TlsContext, TlsLayer
 from tests.broker.net.hand_driven import Echo, HandDriven, Talker
 
