@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 from ganglion.broker.core.definitions import InvalidDefinition, check_name, split_options
 from ganglion.broker.core.message import Message, MessageProperties, Terms
 from ganglion.broker.core.queue import QUEUE_PREFIX
-from ganglion.broker.core.sessions import Refusal
+from ganglion.broker.core.sessions import UNSENDABLE, Refusal
 from ganglion.broker.core.stream import STREAM_PREFIX
 from ganglion.broker.core.stream_batches import Record
 from ganglion.broker.core.topics import REPLY_PREFIX, split_shared
@@ -71,6 +71,11 @@ TIME = "x-time"
 DELIVERY_COUNT = "x-delivery-count"
 """A user property of what is delivered again: how often it was delivered before."""
 
+_QUEUE_REST_S = 1.0
+"""How long a consumer gets nothing after a message that it could not be sent: nor could it all the
+others like this one, and each of them costs a record."""
+_STREAM_REST_S = 0.01
+"""The same for a stream, where that costs less and nobody else can take them."""
 _CREDIT_MAX = 65_535  # packet identifiers that a client has
 _SEQUENCE_DIGITS_MAX = 19
 _OWN_GROUPS = "session-"
@@ -235,13 +240,23 @@ def _time_s(text: str) -> float:
 class QueueReader:
     """The consumer of a queue that a session is; the `Source` of one and the sink of the other."""
 
-    __slots__ = ("_consumer", "_credit", "_is_stopped", "_session", "_terms", "_unacknowledged")
+    __slots__ = (
+        "_consumer",
+        "_credit",
+        "_is_resting",
+        "_is_stopped",
+        "_session",
+        "_terms",
+        "_timers",
+        "_unacknowledged",
+    )
 
     def __init__(self, subscription: "Subscription", queue: "Queue") -> None:
         """With QoS 0 a message counts as done when it is sent."""
         self._session = subscription.session
+        self._timers = queue.shelf.timers
         self._unacknowledged = 0
-        self._is_stopped = False
+        self._is_stopped = self._is_resting = False
         self.set_subscription(subscription)
         self._consumer = queue.consume(self)
 
@@ -263,6 +278,9 @@ class QueueReader:
 
     def refused(self, number: int, refusal: Refusal) -> None:
         """The client could not do it."""
+        if refusal is UNSENDABLE and not self._is_resting:
+            self._is_resting = True
+            self._timers.after(_QUEUE_REST_S, self._rested)
         if refusal.is_final:
             self._consumer.reject(number, refusal.reason)
         else:
@@ -285,6 +303,11 @@ class QueueReader:
         if self._is_stopped and not self._consumer.leases:
             self.close()
 
+    def _rested(self, _now: float) -> None:
+        self._is_resting = False
+        if not self._is_stopped:
+            self.pull()
+
     # -- the queue calls -------------------------------------------------------------------------
 
     def room(self) -> int:
@@ -292,6 +315,8 @@ class QueueReader:
         if self._is_stopped:
             if not self._consumer.leases:  # the last ones have run out
                 self.close()
+            return 0
+        if self._is_resting:
             return 0
         return min(self._session.room(), self._credit - self._unacknowledged)
 
@@ -318,19 +343,22 @@ class StreamReader:
 
     __slots__ = (
         "_credit",
+        "_is_resting",
         "_is_stopped",
         "_member",
         "_session",
         "_source",
         "_terms",
+        "_timers",
         "_unacknowledged",
     )
 
     def __init__(self, subscription: "Subscription", stream: "Stream", group: str) -> None:
         """Read on where the group is; without a group where the subscription says."""
         self._session = session = subscription.session
+        self._timers = stream.shelf.timers
         self._unacknowledged = 0
-        self._is_stopped = False
+        self._is_stopped = self._is_resting = False
         self.set_subscription(subscription)
         self._member: Member | None = None
         self._source: Follower | Member
@@ -350,7 +378,7 @@ class StreamReader:
     def pull(self) -> None:
         """There may be room."""
         session = self._session
-        while not self._is_stopped:
+        while not self._is_stopped and not self._is_resting:
             room = min(session.room(), self._credit - self._unacknowledged, _AT_ONCE)
             if room <= 0:
                 return
@@ -370,6 +398,9 @@ class StreamReader:
 
     def refused(self, number: int, refusal: Refusal) -> None:
         """The client does not want it: that is as good as read, or it would come for ever."""
+        if refusal is UNSENDABLE and not self._is_resting:
+            self._is_resting = True
+            self._timers.after(_STREAM_REST_S, self._rested)
         self.acknowledged(number)
 
     def stop(self) -> None:
@@ -382,6 +413,11 @@ class StreamReader:
         """The client is gone."""
         self._is_stopped = True
         self._source.close()
+
+    def _rested(self, _now: float) -> None:
+        self._is_resting = False
+        if not self._is_stopped:
+            self.pull()
 
 
 _AT_ONCE = 100  # records taken at a time: a client that gets congested leaves the rest

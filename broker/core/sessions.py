@@ -24,7 +24,16 @@ from ganglion.broker.core.timers import Timer
 if TYPE_CHECKING:
     from ganglion.broker.core.journal import Journal
 
-__all__ = ["NEVER_EXPIRES", "RELEASED", "Refusal", "Session", "Sink", "Source", "Will"]
+__all__ = [
+    "NEVER_EXPIRES",
+    "RELEASED",
+    "UNSENDABLE",
+    "Refusal",
+    "Session",
+    "Sink",
+    "Source",
+    "Will",
+]
 
 NEVER_EXPIRES = 0xFFFF_FFFF
 """A session expiry interval that means what it says (MQTT 5.0 section 3.1.2.11.2)."""
@@ -42,6 +51,10 @@ class Refusal(NamedTuple):
     """When it may come again, in seconds from now; None: as the queue has it."""
     reason: str = "rejected"
     """Of a final refusal."""
+
+
+UNSENDABLE = Refusal()
+"""The client cannot be sent this message, and was not."""
 
 
 class Source(Protocol):
@@ -298,7 +311,7 @@ class Session:
                     refused.append(number)
             self._next_id = packet_id
         for number in refused:
-            source.refused(number, _UNSENDABLE)
+            source.refused(number, UNSENDABLE)
 
     def pump(self) -> None:
         """Send as much of what waits as the window and the connection allow."""
@@ -622,5 +635,4 @@ class Session:
         return taken
 
 
-_UNSENDABLE = Refusal()
 _UNREAD = Message("", b"")  # stands for a message on the way that was not read from the store yet

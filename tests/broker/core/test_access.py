@@ -495,6 +495,54 @@ CLIENTS = st.builds(
 )
 
 
+class TestBind:
+    """What a queue or a stream may keep for a client."""
+
+    def _bind(self, topic_filter: str, *rules: Rule) -> bool:
+        client = Client("c", "u", "127.0.0.1", None)
+        return Access(rules, users_exist=True).bind(client, topic_filter).allowed
+
+    @pytest.mark.parametrize(
+        ("pattern", "topic_filter", "overlap"),
+        [
+            ("a", "a", True),
+            ("a", "b", False),
+            ("a", "+", True),
+            ("a/#", "a", True),
+            ("a/#", "+/b/c", True),
+            ("a/b", "a", False),
+            ("a/b", "a/#", True),
+            ("a/+/c", "+/b/c", True),
+            ("a/+/c", "+/b/d", False),
+            ("+/b", "a/#", True),
+            ("#", "a/b", True),
+            ("a/b/c", "a/b/+/d", False),
+            ("a/b/#", "a/b/+/d", True),
+            ("$SYS/#", "#", False),
+            ("#", "$SYS/#", False),
+            ("$SYS/#", "$SYS/a", True),
+        ],
+    )
+    def test_a_rule_that_denies_a_part_denies_all(
+        self, pattern: str, topic_filter: str, overlap: bool
+    ) -> None:
+        """Before what allows it, whatever a deny rule and the filter both match matters."""
+        first = topic_filter.split("/")[0]
+        everything = Rule(effect="allow", topics=("#", f"{first}/#" if first != "#" else "x"))
+        before = Rule(effect="deny", topics=(pattern,))
+        assert self._bind(topic_filter, everything)
+        assert self._bind(topic_filter, before, everything) == (not overlap)
+        assert self._bind(topic_filter, everything, before)
+
+    def test_what_is_not_covered_is_denied(self) -> None:
+        """An allow rule has to cover the whole filter; rules about publishing say nothing."""
+        assert not self._bind("a/#", Rule(effect="allow", topics=("a/+",)))
+        assert not self._bind("a", Rule(effect="allow", topics=("a",), action="publish"))
+        assert self._bind("a/b", Rule(effect="allow", topics=("a/+",), action="subscribe"))
+        assert not self._bind("a", Rule(effect="allow", topics=("a",), qos=0))
+        assert Access.open().bind(Client("c", None, "127.0.0.1", None), "#").allowed
+
+
 class TestExplain:
     """Explanations."""
 

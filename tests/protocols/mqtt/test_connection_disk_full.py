@@ -75,3 +75,27 @@ def test_transient_messages_pass() -> None:
     assert here.payloads() == [b"x"] * 3
     publisher.send(Publish("live", b"x", 1, retain=True, packet_id=9))
     assert publisher.expect(Puback).reason == Reason.QUOTA_EXCEEDED
+
+
+def test_queues_and_streams_take_nothing() -> None:
+    """What would wait in a queue or stream is refused; consumers go on, and so does the rest."""
+    store = FillingStore()
+    link = Link(store=store)
+    producer, consumer = link.connect("producer"), link.connect("consumer")
+    consumer.subscribe("$queue/jobs/t", 1)
+    consumer.subscribe("$stream/log/t", 1)
+    watcher = link.connect("watcher")
+    watcher.subscribe("t", 1)
+    producer.complete("$queue/jobs", b"before", 1)
+    store.full = True
+    for topic in ("$queue/jobs", "$stream/log", "t"):
+        producer.publish(topic, b"refused", 1)
+        assert producer.expect(Puback).reason == Reason.QUOTA_EXCEEDED
+    assert watcher.take() == []
+    producer.publish("t", b"qos 0", 0)
+    assert watcher.payloads() == [b"qos 0"]
+    assert link.node.statistics.dropped["the disk is full"] == 2
+    assert consumer.payloads() == [b"before"]
+    store.full = False
+    assert producer.complete("t", b"after", 1) == Reason.SUCCESS
+    assert consumer.payloads() == [b"after", b"after"]
