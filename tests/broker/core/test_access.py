@@ -527,7 +527,7 @@ class TestBind:
         self, pattern: str, topic_filter: str, overlap: bool
     ) -> None:
         """Before what allows it, whatever a deny rule and the filter both match matters."""
-        first = topic_filter.split("/")[0]
+        first = topic_filter.split("/", maxsplit=1)[0]
         everything = Rule(effect="allow", topics=("#", f"{first}/#" if first != "#" else "x"))
         before = Rule(effect="deny", topics=(pattern,))
         assert self._bind(topic_filter, everything)

@@ -79,7 +79,7 @@ def test_credit_is_a_number(value: str) -> None:
     """Credit is from 1 to as many as there are packet identifiers."""
     wanted = split_source("$queue/a")
     assert wanted is not None
-    with pytest.raises(InvalidDefinition, match="option credit is .* from 1 to 65535"):
+    with pytest.raises(InvalidDefinition, match=r"option credit is .* from 1 to 65535"):
         reading_options(wanted, [("credit", value)])
 
 
