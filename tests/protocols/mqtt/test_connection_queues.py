@@ -259,11 +259,12 @@ class TestTheWayOfAMessage:
         size = link.node.limits.uncommitted_bytes_max // 4 + 1
         for number in range(1, 6):
             producer.send(Publish(JOBS, bytes(size), 1, packet_id=number))
-        assert producer.endpoint.paused
+        paused = [producer.endpoint.paused]
         while store.held:
             store.release()
             link.advance(0.1)
-        assert not producer.endpoint.paused
+        paused.append(producer.endpoint.paused)
+        assert paused == [True, False]
         assert len(producer.take()) == 5
 
 
