@@ -21,14 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
 
-__all__ = ["Tear", "cut", "ends_cleanly", "find_tear"]
+__all__ = ["Tear", "cut", "ends_cleanly", "find_tear", "is_torn_list"]
 
 _BLOCK_SIZE = 32_768
 _HEADER = Struct("<IHB")
-_FULL, _FIRST = 1, 2
+_FULL, _FIRST, _LAST = 1, 2, 4
 _BEGINNINGS = (_FULL, _FIRST)
+_ENDS = (_FULL, _LAST)
 _TYPES = frozenset((1, 2, 3, 4))
 _MASK_DELTA = 0xA282EAD8
+_SECTOR_SIZE = 512
+"""What a disk writes as a whole or not at all."""
+_NEW_FILE_SIZE_MIN = 24
+"""An entry about a new file has more: its number, its size, two keys, four sequence numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +70,53 @@ def ends_cleanly(path: Path) -> bool:
 def find_tear(path: Path) -> Tear | None:
     """The first batch of the log that cannot be read; None when all can."""
     log = path.read_bytes()
-    begin = 0  # of the batch that the record at `position` belongs to
+    begin: int | None = None  # of the batch that the record at `position` belongs to
     for position, kind, is_good in _records(log):
-        if kind in _BEGINNINGS:
+        if begin is None:  # whatever a torn record says of its type
             begin = position
         if not is_good:
             behind = _next_beginning(log, position + 1)
             return Tear(path, begin, len(log) - begin, behind is None)
+        if kind in _ENDS:
+            begin = None
     return None
+
+
+def is_torn_list(tear: Tear) -> bool:
+    """Whether a list of sorted files, which has the form of a log, was being written there.
+
+    RocksDB writes a few entries at once and then syncs them: behind the torn one there may be whole
+    ones about logs, which are short. One that can speak of a new file is another matter. And where
+    a bit has flipped, all around it is what it was: of a torn entry a sector is empty, or the end
+    is missing.
+    """
+    log = tear.path.read_bytes()
+    end = behind = _next_beginning(log, tear.offset + 1)
+    while behind is not None:
+        _, length, _ = _HEADER.unpack_from(log, behind)
+        if length >= _NEW_FILE_SIZE_MIN:
+            return False
+        behind = _next_beginning(log, behind + _HEADER.size + length)
+    if end is None:
+        end = len(log)
+        if _is_cut_short(log, tear.offset):
+            return True
+    start = tear.offset
+    while start < end:
+        sector_end = min(start - start % _SECTOR_SIZE + _SECTOR_SIZE, end)
+        if not any(log[start:sector_end]):
+            return True
+        start = sector_end
+    return False
+
+
+def _is_cut_short(log: bytes, position: int) -> bool:
+    """Whether the record should go on behind the end, and its length is not what is wrong."""
+    if position + _HEADER.size > len(log):
+        return True
+    checksum, length, kind = _HEADER.unpack_from(log, position)
+    room = len(log) - position - _HEADER.size
+    return length > room and not _is_record(log, position, checksum, room, kind)
 
 
 def cut(tear: Tear) -> None:

@@ -6,9 +6,9 @@ GIL; then it hands the completion to the core. Every record carries a CRC-32 of 
 value in front of its value, checked whenever it is read: RocksDB's own checksums are per block of
 some 4 KiB, and only ours can say which record of a bad block is still good.
 
-A store is a directory: ``LOCK`` (`DirectoryLock`), ``reserve`` (`Reserve`) and ``records/``,
-RocksDB's own. There is one column family per kind, one for the replication feed (`RocksFeed`), and
-one for what the store knows of itself (`Metadata`).
+A store is a directory: ``LOCK`` (`DirectoryLock`), ``reserve`` (`Reserve`), ``seal`` while it is
+closed (`Seal`), and ``records/``, RocksDB's own. There is one column family per kind, one for the
+replication feed (`RocksFeed`), and one for what the store knows of itself (`Metadata`).
 
 What goes wrong is told apart by what can be done about it. Little room on the disk: the store says
 that it is full, and goes on writing, what deletes above all. No room: the reserve is given up; when
@@ -50,12 +50,13 @@ from ganglion.broker.store import (
     StoreMissing,
     StoreStatistics,
 )
+from ganglion.broker.store.directories import make_directory, sync_directory
 from ganglion.broker.store.feed import check_applicable, record
 from ganglion.broker.store.lock import DirectoryLock
 from ganglion.broker.store.reserve import Reserve
 from ganglion.broker.store.rocks_families import FAMILIES, FEED, open_database
 from ganglion.broker.store.rocks_feed import OwnOperations, RocksFeed
-from ganglion.broker.store.rocks_log import Tear, cut, ends_cleanly, find_tear
+from ganglion.broker.store.rocks_log import Tear, cut, ends_cleanly, find_tear, is_torn_list
 from ganglion.broker.store.rocks_metadata import ADVICE_DAMAGED, Metadata, damage
 from ganglion.broker.store.rocks_reading import (
     BAD_CHECKSUM,
@@ -66,6 +67,7 @@ from ganglion.broker.store.rocks_reading import (
     fits,
     has_records,
 )
+from ganglion.broker.store.seal import BadSeal, Seal
 
 __all__ = ["RocksStore"]
 
@@ -203,10 +205,12 @@ class RocksStore:
         """Of the last commit that was given, which may not be durable yet."""
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         records = directory / "records"
+        self._seal = Seal(directory / "seal", records)
         if not create and not (records / "CURRENT").exists():
             raise StoreMissing(f"there is no store in {directory}")
         try:
-            _make_directory(directory)
+            # By us, because RocksDB does not sync its name: what is synced inside went with it.
+            make_directory(records)
             self._lock = DirectoryLock(directory)
         except OSError as error:
             raise StoreError(
@@ -217,14 +221,14 @@ class RocksStore:
             try:
                 self._attach()
                 self._reserve = Reserve(directory / "reserve", reserve_bytes)
-            except OSError as error:
-                self._detach()
-                raise StoreError(
-                    f"there is no reserve in {directory}: {error.strerror or error}"
-                ) from error
             except BaseException:
                 self._detach()
                 raise
+        except OSError as error:
+            self._lock.release()
+            raise StoreError(
+                f"cannot open the store in {directory}: {error.strerror or error}"
+            ) from error
         except BaseException:
             self._lock.release()
             raise
@@ -514,9 +518,9 @@ class RocksStore:
         if target.exists():
             raise StoreError(f"there is a store in {directory} already")
         try:
-            _make_directory(directory)
+            make_directory(directory)
             Checkpoint(self._db).create_checkpoint(str(target))
-            _sync_directory(directory)
+            sync_directory(directory)
         except Exception as error:
             raise StoreError(f"no backup was made in {directory}: {error}") from error
 
@@ -543,27 +547,34 @@ class RocksStore:
         self._work.put(None)
         self._thread.join()
         self._reserve.close()
-        self._detach()
+        if self._detach() and not self._failed:
+            self._seal.put()
         self._lock.release()
 
     # -- opening ---------------------------------------------------------------------------------
 
     def _open(self, records: Path) -> Rdict:
         """Open RocksDB, and cut a torn end of its log."""
+        try:
+            if what := self._seal.mismatch():
+                raise damage(self.directory, what)
+        except BadSeal as error:
+            self._note(None, b"", str(error))
+        self._seal.remove()
         logs = sorted(records.glob("*.log"))
         if not (records / "CURRENT").exists() and (
             any(records.glob("*.sst")) or any(log.stat().st_size for log in logs)
         ):
             raise damage(self.directory, "the file CURRENT is missing")
-        self._check_manifests(records, logs)
+        manifest = _current_manifest(records)
         mended = False
-        if not all(ends_cleanly(log) for log in logs):
-            mended = self._mend(logs)
+        if not all(ends_cleanly(each) for each in (*manifest, *logs)):
+            mended = self._mend(manifest, logs)
         try:
             try:
                 return open_database(records)
             except Exception as error:
-                if mended or _CORRUPT not in str(error) or not self._mend(logs):
+                if mended or _CORRUPT not in str(error) or not self._mend(manifest, logs):
                     raise
                 return open_database(records)
         except StoreError:
@@ -574,39 +585,30 @@ class RocksStore:
                 raise damage(self.directory, message) from error
             raise StoreError(f"cannot open the store in {self.directory}: {message}") from error
 
-    def _check_manifests(self, records: Path, logs: list[Path]) -> None:
-        """Look at the end of the lists of sorted files, which have the form of a log.
+    def _mend(self, manifest: list[Path], logs: list[Path]) -> bool:
+        """Cut what is torn off the end of the list of sorted files, and of the last log.
 
-        RocksDB takes a damaged end for a torn one, forgets what it said, and removes the sorted
-        files that it does not know. It is torn only while what it lists is in the log as well.
+        Whether there was anything. Raises `StoreDamaged` when what was acknowledged would go with
+        it.
         """
-        for manifest in records.glob("MANIFEST-*"):
-            if ends_cleanly(manifest) or (tear := find_tear(manifest)) is None:
-                continue
-            if not tear.is_last or not any(log.stat().st_size for log in logs):
-                raise damage(
-                    self.directory, f"{tear.path.name} cannot be read at byte {tear.offset}"
-                )
-            self._note(None, b"", _describe(tear))
-
-    def _mend(self, logs: list[Path]) -> bool:
-        """Cut the torn batch off the end of the last log; whether there was one.
-
-        Raises `StoreDamaged` when acknowledged batches would go with it.
-        """
-        tears = [tear for log in logs if (tear := find_tear(log)) is not None]
-        if not tears:
-            return False
-        tear = tears[0]
         written = [log for log in logs if log.stat().st_size]
-        if not tear.is_last or tear.path != written[-1]:
-            raise damage(
-                self.directory,
-                f"{tear.path.name} cannot be read at byte {tear.offset}, with other commits behind",
-            )
-        self._note(None, b"", _describe(tear))
-        cut(tear)
-        return True
+        tears = [tear for path in (*manifest, *logs) if (tear := find_tear(path)) is not None]
+        for tear in tears:
+            if tear.path in logs:
+                is_torn = tear.is_last and tear.path == written[-1]
+            else:
+                # What the entry said is in the log as well, or it said nothing of new files.
+                is_torn = is_torn_list(tear) and (bool(written) or not _has_files_since(tear.path))
+            if not is_torn:
+                raise damage(
+                    self.directory,
+                    f"{tear.path.name} cannot be read at byte {tear.offset}, and what was durable "
+                    "would go with what lies behind",
+                )
+        for tear in tears:
+            self._note(None, b"", _describe(tear))
+            cut(tear)
+        return bool(tears)
 
     def _attach(self) -> None:
         """Take hold of the column families; check, or write, what the store knows of itself."""
@@ -617,6 +619,8 @@ class RocksStore:
             self._handles[kind] = self._db.get_column_family_handle(name)
         if not is_begun:
             self._begin()
+        else:
+            self._begin_log()
         self.commit_number, self.epoch = self._metadata.last_commit()
         self._given_number, self._given_epoch = self.commit_number, self.epoch
         self._feed = RocksFeed(
@@ -626,6 +630,15 @@ class RocksStore:
             self._clock,
             partial(self._note, None, b""),
         )
+
+    def _begin_log(self) -> None:
+        """Have something in the log from the start: see `_mend`."""
+        writes = WriteBatch(raw_mode=True)
+        _write_own(writes, [self._metadata.with_commit(*self._metadata.last_commit())])
+        with suppress(
+            Exception
+        ):  # a full disk is no reason not to start; the next commit says more
+            self._db.write(writes, self._sync)
 
     def _begin(self) -> None:
         """Make an empty store of these files, which have to be new."""
@@ -638,21 +651,44 @@ class RocksStore:
         except Exception as error:
             raise StoreError(f"cannot make a store in {self.directory}: {error}") from error
 
-    def _detach(self) -> None:
-        """Let go of everything that keeps RocksDB open."""
+    def _detach(self) -> bool:
+        """Let go of everything that keeps RocksDB open; whether that went well."""
         self._families.clear()
         self._handles.clear()
         for name in ("_metadata", "_feed"):
             with suppress(AttributeError):
                 delattr(self, name)
-        # What it could not write to a sorted file on a failing disk is in the log.
-        with suppress(Exception):
+        try:
             self._db.close()
-        del self._db
+        except Exception:  # noqa: BLE001 - what could not go to a sorted file is in the log
+            return False
+        finally:
+            del self._db
+        return True
 
 
 def _nothing() -> None:
     """What is to be done after a commit that nobody waits for."""
+
+
+def _current_manifest(records: Path) -> list[Path]:
+    """The list of sorted files that RocksDB will read, if there is one; it has a log's form."""
+    try:
+        name = (records / "CURRENT").read_bytes().strip().decode("ascii", "replace")
+    except OSError:
+        return []
+    path = records / name
+    return [path] if name.startswith("MANIFEST-") and path.is_file() else []
+
+
+def _has_files_since(manifest: Path) -> bool:
+    """Whether a sorted file was made since the list of sorted files was begun.
+
+    If not, then no entry at the end of the list can speak of one: without it nothing is lost. If
+    so, then only the log has what such a file has.
+    """
+    number = int(manifest.name.removeprefix("MANIFEST-"))
+    return any(int(each.stem) > number for each in manifest.parent.glob("*.sst"))
 
 
 def _describe(tear: Tear) -> str:
@@ -660,23 +696,6 @@ def _describe(tear: Tear) -> str:
         f"the last {tear.size_bytes} bytes of {tear.path.name} are torn and were cut off: "
         "it was being written when the machine stopped"
     )
-
-
-def _make_directory(directory: Path) -> None:
-    """Make the directory and those above it, durably."""
-    if directory.is_dir():
-        return
-    _make_directory(directory.parent)
-    directory.mkdir(mode=0o700, exist_ok=True)
-    _sync_directory(directory.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size_on_disk(directory: Path) -> int:

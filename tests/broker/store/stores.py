@@ -65,7 +65,7 @@ class Core:
             self._calls.get()()
 
 
-def open_rocks(directory: Path, core: Core) -> RocksStore:
+def open_rocks(directory: Path, core: Core, *, reserve_bytes: int = 1024 * 1024) -> RocksStore:
     """The store of this directory, connected with the core."""
     store = RocksStore(
         directory,
@@ -74,17 +74,14 @@ def open_rocks(directory: Path, core: Core) -> RocksStore:
         report=core.damages.append,
         full_changed=core.full.append,
         clock=lambda: core.time_s,
+        reserve_bytes=reserve_bytes,
     )
     core.opened.append(store)
     return store
 
 
-def _open_memory(_: Path, core: Core) -> MemoryStore:
-    return MemoryStore(clock=lambda: core.time_s)
-
-
 STORES: dict[str, Callable[[Path, Core], Store]] = {
-    "memory": _open_memory,
+    "memory": lambda _, core: MemoryStore(clock=lambda: core.time_s),
     "rocksdb": open_rocks,
 }
 """How an empty store of each sort is made, given a directory that is not there yet."""

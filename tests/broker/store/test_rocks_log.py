@@ -68,6 +68,18 @@ def test_a_large_batch_with_a_hole(log: Path, number: int) -> None:
     assert tear.offset + tear.size_bytes == log.stat().st_size
 
 
+@pytest.mark.parametrize("size_bytes", [1, 7, 40, 5000])
+def test_a_last_batch_without_its_beginning(log: Path, size_bytes: int) -> None:
+    """Where the first page of a batch is missing and later ones are there, no other one is cut."""
+    whole = log.read_bytes()
+    overwrite(log, value_offset(log, 7) + 100, bytes(512))
+    tear = find_tear(log)
+    assert tear is not None
+    log.write_bytes(whole)
+    overwrite(log, tear.offset, bytes(size_bytes))
+    assert find_tear(log) == tear
+
+
 def test_a_cut_log_is_whole(log: Path) -> None:
     """What `cut` leaves ends with the batch before, and reads without a tear."""
     overwrite(log, value_offset(log, 7) + 100, bytes(512))

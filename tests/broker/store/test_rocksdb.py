@@ -34,6 +34,7 @@ from tests.support import until
 
 SEED = int(os.environ.get("TEST_SEED", "20260101"))
 """Of the damage done to files; printed when a test fails."""
+MIB = 1024 * 1024
 
 
 @pytest.fixture
@@ -681,7 +682,7 @@ def test_a_full_disk_is_waited_for(small_disk: Path, core: Core, size_bytes: int
     """With no room, commits wait in order; with room again all complete, and nothing is lost."""
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(54_000_000))
-    store = open_rocks(small_disk / "store", core)
+    store = open_rocks(small_disk / "store", core, reserve_bytes=64 * MIB)
     done: list[int] = []
     given = 0
 
@@ -708,7 +709,7 @@ def test_a_full_disk_is_waited_for(small_disk: Path, core: Core, size_bytes: int
     assert not store.statistics().is_full
     assert core.fatal == []
     store.close()
-    store = open_rocks(small_disk / "store", core)
+    store = open_rocks(small_disk / "store", core, reserve_bytes=64 * MIB)
     found = dict(store.scan(Kind.BACKLOG))
     assert found == {b"%06d" % n: random.Random(n).randbytes(size_bytes) for n in range(given)}
     store.close()
@@ -719,7 +720,7 @@ def test_a_full_disk_does_not_keep_a_store_open(small_disk: Path, core: Core) ->
     """`close` gives up the commit that waits for room, which nobody was told to be durable."""
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(54_000_000))
-    store = open_rocks(small_disk / "store", core)
+    store = open_rocks(small_disk / "store", core, reserve_bytes=64 * MIB)
     done: list[int] = []
     for number in range(40):
         batch = store.batch()
@@ -730,6 +731,6 @@ def test_a_full_disk_does_not_keep_a_store_open(small_disk: Path, core: Core) ->
     core.run()
     assert 0 < len(done) < 40
     ballast.unlink()
-    store = open_rocks(small_disk / "store", core)
+    store = open_rocks(small_disk / "store", core, reserve_bytes=64 * MIB)
     assert [int(key) for key, _ in store.scan(Kind.BACKLOG)] == done
     store.close()
