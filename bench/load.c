@@ -13,10 +13,14 @@
  * sequence number there. From these come the latencies, and a count of messages that arrived twice
  * or out of order. What was expected and never came is 'lost' (legal for QoS 0, and worth seeing).
  *
+ * With --queues the topics are durable queues instead, whose subscribers share what comes, and with
+ * --owed their subscribers only take what waits there already. The latency of acknowledgements is
+ * measured by order: exact where a broker acknowledges in order.
+ *
  * Besides load there are two kinds of silent connections, made before it starts:
  *   idle connections that do nothing, and connections that hold a great number of filters.
- * Without publishers the program prints its line when everything is connected and holds it all
- * until its standard input ends.
+ * Without publishers (and nothing owed) the program prints its line when everything is connected
+ * and holds it all until its standard input ends.
  *
  * One JSON object comes out, on one line. `load_cpu` is this program's own share of a core while it
  * measured: near 1 it is this program that was the limit, and the broker may be faster than shown.
@@ -24,6 +28,8 @@
  * Exit status: 0 when all went well, 2 with a message when not, 3 when idle connections were cut.
  */
 #define _GNU_SOURCE
+#include "load.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -31,12 +37,9 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <openssl/err.h>
-#include <openssl/ssl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,58 +53,13 @@
 enum {
     EVENTS_MAX = 1024,
     CONNECTING_MAX = 64,           /* below any listen backlog: a lost SYN costs a second */
-    FILTERS_PER_SUBSCRIBE = 100,
     READ_SIZE = 256 * 1024,
-    PAYLOAD_MIN = 16,              /* time, publisher, sequence */
-    PAYLOAD_MAX = 1024 * 1024,
-    BUFFER_SIZE = 2 * PAYLOAD_MAX, /* a whole packet and what came behind it */
     CELLS_PER_OCTAVE = 128,        /* latency resolution: better than 1% */
     CELLS = 58 * CELLS_PER_OCTAVE,
     NS_PER_S = 1000000000,
 };
 
-enum protocol { MQTT_3_1_1, MQTT_5, NATS };
-enum role { IDLE, FILTERS, SUBSCRIBER, PUBLISHER };
-
-/* A message ready to be sent but for its time, sequence and packet identifier. */
-struct prototype {
-    uint8_t *bytes;
-    size_t size;
-    size_t identifier_at; /* 0: it has none */
-    size_t payload_at;
-    int deliveries;       /* how many copies the broker owes for it */
-};
-
-struct connection {
-    int fd;
-    SSL *tls;
-    enum role role;
-    int index;                   /* among those of its role */
-    bool ready;
-    uint32_t interest;           /* what epoll watches for */
-    uint8_t *out;                /* [out_sent, out_size) waits to be written */
-    size_t out_sent, out_size, out_room;
-    uint8_t *partial;            /* the beginning of a packet whose end has not come */
-    size_t partial_size, partial_room;
-    int window;                  /* publisher: how many may be unacknowledged */
-    int unacknowledged;
-    uint16_t identifier;
-    uint32_t sequence;           /* publisher: of the last message sent */
-    size_t next_prototype;
-    struct prototype *prototypes;
-    size_t prototype_count;
-    uint32_t *last_sequence;     /* receiver: of the last message of each publisher */
-    long next_filter;            /* filter holder: the next to subscribe to */
-};
-
-static struct {
-    const char *host, *user, *password, *ca;
-    int port, pubs, subs, topics, qos, window, batch, idle, filter_connections, spread, watch;
-    long size, outstanding, filters;
-    double rate, duration, warmup;
-    enum protocol protocol;
-    bool tls, match;
-} option = {
+struct options option = {
     .host = "127.0.0.1", .port = 1883, .pubs = 1, .subs = 1, .topics = 1, .window = 20, .batch = 1,
     .size = 64, .outstanding = 2000, .duration = 3, .warmup = 0.5, .filter_connections = 10,
     .spread = 1000,
@@ -114,7 +72,7 @@ struct counters {
 static struct counters count;
 static uint64_t refused, duplicate_flags, disordered, idle_lost;
 static bool measuring;
-static uint64_t latency_cells[CELLS], late_cells[CELLS];
+static uint64_t latency_cells[CELLS], acknowledgement_cells[CELLS], late_cells[CELLS];
 static uint64_t latency_max;
 static uint64_t read_at; /* when the bytes at hand came: all messages of one read at once */
 static int poller;
@@ -123,9 +81,9 @@ static struct connection *connections;
 static int connection_count, ready_count;
 static uint8_t buffer[BUFFER_SIZE + READ_SIZE];
 
-static void fail(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
+static const struct wire *wire;
 
-static void fail(const char *format, ...) {
+void fail(const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     fprintf(stderr, "load: ");
@@ -135,7 +93,7 @@ static void fail(const char *format, ...) {
     exit(2);
 }
 
-static void *allocate(void *old, size_t size) {
+void *allocate(void *old, size_t size) {
     void *memory = realloc(old, size ? size : 1);
     if (!memory) fail("out of memory");
     return memory;
@@ -200,7 +158,7 @@ static double percentile_us(const uint64_t *cells, double share) {
 
 /* ---- output ---- */
 
-static uint8_t *reserve(struct connection *c, size_t size) {
+uint8_t *reserve(struct connection *c, size_t size) {
     if (c->out_sent == c->out_size) c->out_sent = c->out_size = 0;
     if (c->out_size + size > c->out_room) {
         c->out_room = (c->out_size + size) * 2;
@@ -211,7 +169,7 @@ static uint8_t *reserve(struct connection *c, size_t size) {
     return place;
 }
 
-static void append(struct connection *c, const void *data, size_t size) {
+void append(struct connection *c, const void *data, size_t size) {
     memcpy(reserve(c, size), data, size);
 }
 
@@ -225,7 +183,7 @@ static void watch(struct connection *c, uint32_t interest) {
     c->interest = interest;
 }
 
-static void cut(struct connection *c, const char *what) {
+void cut(struct connection *c, const char *what) {
     static const char *const names[] = {"idle", "filter", "subscriber", "publisher"};
     if (c->role != IDLE) fail("%s %d: %s", names[c->role], c->index, what);
     if (!c->ready) ready_count++; /* or the start would wait for it for ever */
@@ -235,7 +193,7 @@ static void cut(struct connection *c, const char *what) {
     c->fd = -1;
 }
 
-static void flush(struct connection *c) {
+void flush(struct connection *c) {
     while (blocked(c)) {
         const uint8_t *data = c->out + c->out_sent;
         size_t size = c->out_size - c->out_sent;
@@ -270,43 +228,15 @@ static void flush(struct connection *c) {
 
 /* ---- wire forms ---- */
 
-static size_t put_length(uint8_t *place, size_t length) {
-    size_t size = 0;
-    do {
-        place[size] = (uint8_t)(length & 0x7f);
-        length >>= 7;
-        if (length) place[size] |= 0x80;
-        size++;
-    } while (length);
-    return size;
-}
-
-static uint8_t *put_text(uint8_t *place, const char *text) {
-    size_t size = strlen(text);
-    *place++ = (uint8_t)(size >> 8);
-    *place++ = (uint8_t)size;
-    memcpy(place, text, size);
-    return place + size;
-}
-
-/* Reads a variable byte integer. Returns its size, 0 when it is not all there. */
-static size_t get_length(const uint8_t *data, size_t size, size_t *value) {
-    *value = 0;
-    for (size_t i = 0; i < size && i < 4; i++) {
-        *value |= (size_t)(data[i] & 0x7f) << (7 * i);
-        if (!(data[i] & 0x80)) return i + 1;
-    }
-    if (size >= 4) fail("the broker sent a length of more than four bytes");
-    return 0;
-}
-
-static void topic_name(char *text, size_t room, int topic) {
-    snprintf(text, room, option.protocol == NATS ? "bench.t%d" : "bench/t%d", topic);
+void topic_name(char *text, size_t room, int topic) {
+    const char *form = option.protocol == NATS ? "bench.t%d" : "bench/t%d";
+    if (option.queues && option.protocol <= MQTT_5) form = "$queue/bench%d";
+    snprintf(text, room, form, topic);
 }
 
 /* Filter i and the only measured topic that it matches: half of them are exact, a quarter end in
  * '#', a quarter have a '+' in the middle. */
-static void filter_name(char *text, size_t room, long i) {
+void filter_name(char *text, size_t room, long i) {
     long area = i % 97;
     if (i % 4 == 1)
         snprintf(text, room, "fleet/+/unit%ld/state", i);
@@ -320,91 +250,8 @@ static void filter_topic(char *text, size_t room, long i) {
     snprintf(text, room, "fleet/area%ld/unit%ld/state", i % 97, i);
 }
 
-static void send_greeting(struct connection *c) {
-    uint8_t packet[1200], body[1200], *p = body;
-    if (option.protocol == NATS) {
-        static const char hello[] = "CONNECT {\"verbose\":false,\"pedantic\":false}\r\n";
-        append(c, hello, sizeof hello - 1);
-        if (c->role == SUBSCRIBER) {
-            char subject[64];
-            topic_name(subject, sizeof subject, c->index % option.topics);
-            int size = snprintf((char *)packet, sizeof packet, "SUB %s 1\r\n", subject);
-            append(c, packet, (size_t)size);
-        }
-        append(c, "PING\r\n", 6);
-        flush(c);
-        return;
-    }
-    char id[48];
-    snprintf(id, sizeof id, "load-%d-%d-%d", (int)getpid(), (int)c->role, c->index);
-    p = put_text(p, "MQTT");
-    *p++ = option.protocol == MQTT_5 ? 5 : 4;
-    *p++ = (uint8_t)(0x02 | (option.user ? 0x80 : 0) | (option.password ? 0x40 : 0));
-    *p++ = 0; /* keep alive: none */
-    *p++ = 0;
-    if (option.protocol == MQTT_5) *p++ = 0;
-    p = put_text(p, id);
-    if (option.user) p = put_text(p, option.user);
-    if (option.password) p = put_text(p, option.password);
-    packet[0] = 0x10;
-    size_t header = 1 + put_length(packet + 1, (size_t)(p - body));
-    append(c, packet, header);
-    append(c, body, (size_t)(p - body));
-    flush(c);
-}
-
-static void send_subscribe(struct connection *c) {
-    static uint8_t body[FILTERS_PER_SUBSCRIBE * 128];
-    uint8_t header[8], *p = body;
-    char text[120];
-    c->identifier++;
-    *p++ = (uint8_t)(c->identifier >> 8);
-    *p++ = (uint8_t)c->identifier;
-    if (option.protocol == MQTT_5) *p++ = 0;
-    if (c->role == SUBSCRIBER) {
-        topic_name(text, sizeof text, c->index % option.topics);
-        p = put_text(p, text);
-        *p++ = (uint8_t)option.qos;
-    } else {
-        for (int n = 0; n < FILTERS_PER_SUBSCRIBE && c->next_filter < option.filters; n++) {
-            filter_name(text, sizeof text, c->next_filter);
-            p = put_text(p, text);
-            *p++ = (uint8_t)option.qos;
-            c->next_filter += option.filter_connections;
-        }
-    }
-    header[0] = 0x82;
-    append(c, header, 1 + put_length(header + 1, (size_t)(p - body)));
-    append(c, body, (size_t)(p - body));
-}
-
-static struct prototype make_prototype(const char *topic, int deliveries) {
-    size_t room = strlen(topic) + (size_t)option.size + 64;
-    struct prototype made = {.bytes = allocate(NULL, room), .deliveries = deliveries};
-    uint8_t *p = made.bytes;
-    if (option.protocol == NATS) {
-        p += sprintf((char *)p, "PUB %s %ld\r\n", topic, option.size);
-    } else {
-        size_t rest = 2 + strlen(topic);
-        if (option.qos) rest += 2;
-        if (option.protocol == MQTT_5) rest += 1;
-        *p++ = (uint8_t)(0x30 | option.qos << 1);
-        p += put_length(p, rest + (size_t)option.size);
-        p = put_text(p, topic);
-        if (option.qos) {
-            made.identifier_at = (size_t)(p - made.bytes);
-            p += 2;
-        }
-        if (option.protocol == MQTT_5) *p++ = 0;
-    }
-    made.payload_at = (size_t)(p - made.bytes);
-    for (long i = 0; i < option.size; i++) *p++ = (uint8_t)('a' + i % 26);
-    if (option.protocol == NATS) {
-        *p++ = '\r';
-        *p++ = '\n';
-    }
-    made.size = (size_t)(p - made.bytes);
-    return made;
+void fill_payload(uint8_t *place) {
+    for (long i = 0; i < option.size; i++) *place++ = (uint8_t)('a' + i % 26);
 }
 
 static void put_message(struct connection *c) {
@@ -416,11 +263,14 @@ static void put_message(struct connection *c) {
         if (++c->identifier == 0) c->identifier = 1;
         place[message->identifier_at] = (uint8_t)(c->identifier >> 8);
         place[message->identifier_at + 1] = (uint8_t)c->identifier;
-        c->unacknowledged++;
     }
     uint64_t time = now_ns();
     uint32_t publisher = (uint32_t)c->index;
     c->sequence++;
+    if (option.qos) {
+        c->sent_at[c->sequence % (uint32_t)option.window] = time;
+        c->unacknowledged++;
+    }
     memcpy(place + message->payload_at, &time, 8);
     memcpy(place + message->payload_at + 8, &publisher, 4);
     memcpy(place + message->payload_at + 12, &c->sequence, 4);
@@ -430,13 +280,13 @@ static void put_message(struct connection *c) {
 
 /* ---- input ---- */
 
-static void become_ready(struct connection *c) {
+void become_ready(struct connection *c) {
     if (c->ready) return;
     c->ready = true;
     ready_count++;
 }
 
-static void on_message(struct connection *c, const uint8_t *payload, size_t size) {
+void on_message(struct connection *c, const uint8_t *payload, size_t size) {
     uint64_t sent;
     uint32_t publisher, sequence;
     if (size != (size_t)option.size)
@@ -444,7 +294,7 @@ static void on_message(struct connection *c, const uint8_t *payload, size_t size
     memcpy(&sent, payload, 8);
     memcpy(&publisher, payload + 8, 4);
     memcpy(&sequence, payload + 12, 4);
-    if (publisher >= (uint32_t)option.pubs || !c->last_sequence)
+    if (publisher >= (uint32_t)(option.pubs ? option.pubs : 1) || !c->last_sequence)
         fail("a payload came that was never sent");
     if (sequence <= c->last_sequence[publisher])
         disordered++;
@@ -458,148 +308,17 @@ static void on_message(struct connection *c, const uint8_t *payload, size_t size
     }
 }
 
-/* The window that a MQTT 5 broker grants (Receive Maximum, clause 3.2.2.3.3). */
-static int granted_window(const uint8_t *data, size_t size) {
-    size_t length, at = get_length(data, size, &length), end = at + length;
-    while (at < end && end <= size) {
-        uint8_t name = data[at++];
-        if (name == 0x21) return data[at] << 8 | data[at + 1];
-        if (name == 0x24 || name == 0x25 || name == 0x28 || name == 0x29 || name == 0x2a)
-            at += 1;
-        else if (name == 0x22 || name == 0x13)
-            at += 2;
-        else if (name == 0x11 || name == 0x27)
-            at += 4;
-        else
-            for (int texts = name == 0x26 ? 2 : 1; texts--;)
-                at += 2 + (size_t)(data[at] << 8 | data[at + 1]);
-    }
-    return 65535;
+void on_settled(struct connection *c, bool was_refused) {
+    uint32_t oldest = c->sequence - (uint32_t)c->unacknowledged + 1;
+    if (c->unacknowledged < 1) fail("the broker acknowledged what was never sent");
+    if (measuring)
+        acknowledgement_cells[cell_of(read_at - c->sent_at[oldest % (uint32_t)option.window])]++;
+    refused += was_refused;
+    c->unacknowledged--;
+    count.acknowledged++;
 }
 
-static void settled(struct connection *c, const uint8_t *body, size_t size, bool completes) {
-    bool refusal = size > 2 && body[2] >= 0x80;
-    if (refusal) refused++;
-    if (completes || refusal) {
-        c->unacknowledged--;
-        count.acknowledged++;
-    }
-}
-
-static void answer(struct connection *c, uint8_t type, const uint8_t *identifier) {
-    uint8_t packet[4] = {type, 2, identifier[0], identifier[1]};
-    append(c, packet, 4);
-}
-
-static void on_publish(struct connection *c, uint8_t flags, const uint8_t *body, size_t size) {
-    if (size < 2) fail("the broker sent a malformed PUBLISH");
-    int qos = flags >> 1 & 3;
-    size_t at = 2 + (size_t)(body[0] << 8 | body[1]), properties;
-    if (flags & 8) duplicate_flags++;
-    if (qos) {
-        answer(c, qos == 1 ? 0x40 : 0x50, body + at);
-        at += 2;
-    }
-    if (option.protocol == MQTT_5) {
-        at += get_length(body + at, size - at, &properties);
-        at += properties;
-    }
-    if (at > size) fail("the broker sent a malformed PUBLISH");
-    on_message(c, body + at, size - at);
-}
-
-static void on_packet(struct connection *c, uint8_t header, const uint8_t *body, size_t size) {
-    switch (header >> 4) {
-    case 2: /* CONNACK */
-        if (size < 2 || body[1])
-            fail("the broker refused to connect: code %d", size < 2 ? -1 : body[1]);
-        c->window = option.window;
-        if (option.protocol == MQTT_5) {
-            int granted = granted_window(body + 2, size - 2);
-            if (granted < c->window) c->window = granted;
-        }
-        if (c->role == SUBSCRIBER || (c->role == FILTERS && c->next_filter < option.filters))
-            send_subscribe(c);
-        else
-            become_ready(c);
-        break;
-    case 3:
-        on_publish(c, header & 15, body, size);
-        break;
-    case 4: /* PUBACK */
-        settled(c, body, size, true);
-        break;
-    case 5: /* PUBREC */
-        settled(c, body, size, false);
-        if (size < 3 || body[2] < 0x80) answer(c, 0x62, body);
-        break;
-    case 6: /* PUBREL */
-        answer(c, 0x70, body);
-        break;
-    case 7: /* PUBCOMP */
-        settled(c, body, size, true);
-        break;
-    case 9: { /* SUBACK */
-        size_t at = 2, properties;
-        if (option.protocol == MQTT_5) {
-            at += get_length(body + at, size - at, &properties);
-            at += properties;
-        }
-        for (; at < size; at++)
-            if (body[at] >= 0x80) fail("a subscription was refused: code %d", body[at]);
-        if (c->role == FILTERS && c->next_filter < option.filters)
-            send_subscribe(c);
-        else
-            become_ready(c);
-        break;
-    }
-    case 14:
-        cut(c, "the broker sent DISCONNECT");
-        break;
-    default:
-        fail("the broker sent a packet of type %d", header >> 4);
-    }
-}
-
-/* Handles the whole packets in the data and returns how many bytes they took. */
-static size_t take_mqtt(struct connection *c, const uint8_t *data, size_t size) {
-    size_t at = 0;
-    while (size - at >= 2) {
-        size_t length, width = get_length(data + at + 1, size - at - 1, &length);
-        if (!width || size - at - 1 - width < length) break;
-        if (length > BUFFER_SIZE - 8) fail("the broker sent a packet of %zu bytes", length);
-        on_packet(c, data[at], data + at + 1 + width, length);
-        at += 1 + width + length;
-    }
-    return at;
-}
-
-static size_t take_nats(struct connection *c, const uint8_t *data, size_t size) {
-    size_t at = 0;
-    for (;;) {
-        const uint8_t *line = data + at, *end = memchr(line, '\n', size - at);
-        if (!end) return at;
-        size_t after = (size_t)(end + 1 - data);
-        if (line[0] == 'M') { /* MSG subject sid size, and the payload behind it */
-            const uint8_t *digit = end - 1;
-            size_t length = 0;
-            while (digit[-1] != ' ') digit--;
-            for (; *digit >= '0' && *digit <= '9'; digit++)
-                length = length * 10 + (size_t)(*digit - '0');
-            if (length > PAYLOAD_MAX) fail("the broker sent %zu bytes", length);
-            if (size - after < length + 2) return at;
-            on_message(c, data + after, length);
-            after += length + 2;
-        } else if (!memcmp(line, "PI", 2)) {
-            append(c, "PONG\r\n", 6);
-        } else if (!memcmp(line, "PO", 2)) {
-            become_ready(c);
-        } else if (line[0] == '-') {
-            fail("the broker answered %.*s", (int)(end - line - 1), line);
-        }
-        at = after;
-    }
-}
+void on_duplicate(void) { duplicate_flags++; }
 
 static void on_readable(struct connection *c) {
     for (;;) {
@@ -625,7 +344,7 @@ static void on_readable(struct connection *c) {
         }
         read_at = now_ns();
         size_t size = kept + (size_t)got;
-        size_t taken = (option.protocol == NATS ? take_nats : take_mqtt)(c, buffer, size);
+        size_t taken = wire->take(c, buffer, size);
         if (c->fd < 0) return;
         c->partial_size = size - taken;
         if (c->partial_size > BUFFER_SIZE) fail("the broker sent an endless packet");
@@ -672,7 +391,7 @@ static void open_connection(struct connection *c) {
     }
     fcntl(c->fd, F_SETFL, O_NONBLOCK);
     watch(c, EPOLLIN);
-    send_greeting(c);
+    wire->greet(c);
 }
 
 static void prepare(struct connection *c) {
@@ -683,13 +402,14 @@ static void prepare(struct connection *c) {
     }
     if (c->role == FILTERS) c->next_filter = c->index;
     if (c->role != PUBLISHER) return;
+    c->sent_at = allocate(NULL, (size_t)option.window * sizeof *c->sent_at);
     if (option.match) {
         /* 7919 is prime: the topics are spread over all filters, of every form, each taken once */
         c->prototype_count = (size_t)option.spread;
         c->prototypes = allocate(NULL, c->prototype_count * sizeof *c->prototypes);
         for (size_t i = 0; i < c->prototype_count; i++) {
             filter_topic(text, sizeof text, (long)i * 7919 % option.filters);
-            c->prototypes[i] = make_prototype(text, 1);
+            c->prototypes[i] = wire->make(c, text, 1);
         }
         return;
     }
@@ -698,7 +418,7 @@ static void prepare(struct connection *c) {
     topic_name(text, sizeof text, topic);
     c->prototype_count = 1;
     c->prototypes = allocate(NULL, sizeof *c->prototypes);
-    c->prototypes[0] = make_prototype(text, subscribers);
+    c->prototypes[0] = wire->make(c, text, option.queues ? subscribers > 0 : subscribers);
 }
 
 static void connect_all(void) {
@@ -729,7 +449,7 @@ static void connect_all(void) {
 
 /* How many deliveries may be on their way at once. */
 static uint64_t outstanding_bound(void) {
-    double copies = option.match ? 1 : (double)option.subs / option.topics;
+    double copies = option.match || option.queues ? 1 : (double)option.subs / option.topics;
     return (uint64_t)((double)option.outstanding * (copies > 1 ? copies : 1));
 }
 
@@ -784,7 +504,8 @@ static void run(double connect_s) {
     uint64_t end = begin + (uint64_t)(option.duration * 1e9), ended = 0;
     uint64_t progress = 0, had = 0;
     double cpu_began = 0, cpu_ended = 0, broker_began = 0, broker_ended = 0;
-    int rounds = option.pubs < 16 ? 16 / option.pubs : 1;
+    int rounds = option.pubs && option.pubs < 16 ? 16 / option.pubs : 1;
+    count.expected = (uint64_t)option.owed;
     for (;;) {
         uint64_t now = now_ns(), wait = NS_PER_S / 100;
         if (!began && now >= begin) {
@@ -794,13 +515,14 @@ static void run(double connect_s) {
             broker_began = broker_cpu_seconds();
             measuring = true;
         }
-        if (!ended && now >= end) {
+        if (!ended && (now >= end || (option.owed && count.received >= count.expected))) {
             ended = progress = now;
             last = count;
             cpu_ended = cpu_seconds();
             broker_ended = broker_cpu_seconds();
             measuring = false;
         }
+        if (ended && option.owed) break;
         if (ended) { /* what is on its way may still come; after 2 s of silence it is lost */
             if (count.received != had) progress = now;
             had = count.received;
@@ -824,6 +546,8 @@ static void run(double connect_s) {
     printf("\"p50_us\": %.1f, \"p90_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, ",
            percentile_us(latency_cells, 0.5), percentile_us(latency_cells, 0.9),
            percentile_us(latency_cells, 0.99), percentile_us(latency_cells, 0.999));
+    printf("\"ack_p50_us\": %.1f, \"ack_p99_us\": %.1f, ",
+           percentile_us(acknowledgement_cells, 0.5), percentile_us(acknowledgement_cells, 0.99));
     printf("\"max_us\": %.1f, \"late_p99_us\": %.1f, ", (double)latency_max / 1e3,
            percentile_us(late_cells, 0.99));
     printf("\"messages\": %llu, \"deliveries\": %llu, \"lost\": %lld, \"disordered\": %llu, ",
@@ -873,7 +597,10 @@ static const char usage[] =
     "  --outstanding N              deliveries on their way, per subscriber of a topic (2000)\n"
     "  --rate N                     messages per second in all, instead of a closed loop\n"
     "  --duration S --warmup S      measured and unmeasured time (3, 0.5)\n"
-    "  --v5 | --nats                speak MQTT 5, or the NATS protocol (MQTT 3.1.1)\n"
+    "  --v5 | --nats | --amqp       speak MQTT 5, NATS or AMQP 0-9-1 (MQTT 3.1.1)\n"
+    "  --queues                     topics are durable queues: JetStream over NATS\n"
+    "  --durable                    MQTT subscribers have sessions that stay\n"
+    "  --owed N                     messages that wait for the subscribers, without publishers\n"
     "  --tls [--ca FILE]            TLS; with a file the broker's certificate is verified\n"
     "  --user NAME --password TEXT  credentials\n"
     "  --idle N                     connections that do nothing\n"
@@ -885,7 +612,7 @@ static void read_options(int argc, char **argv) {
     enum {
         HOST, PORT, PUBS, SUBS, TOPICS, QOS, WINDOW, SIZE, BATCH, OUTSTANDING, RATE, DURATION,
         WARMUP, V5, NATS_, TLS_, CA, USER, PASSWORD, IDLE_, FILTERS_, HOLDERS, MATCH, SPREAD,
-        WATCH, HELP
+        WATCH, AMQP_, QUEUES, DURABLE, OWED, HELP
     };
     static const struct option known[] = {
         {"host", 1, NULL, HOST}, {"port", 1, NULL, PORT}, {"pubs", 1, NULL, PUBS},
@@ -897,7 +624,8 @@ static void read_options(int argc, char **argv) {
         {"user", 1, NULL, USER}, {"password", 1, NULL, PASSWORD}, {"idle", 1, NULL, IDLE_},
         {"filters", 1, NULL, FILTERS_}, {"filter-connections", 1, NULL, HOLDERS},
         {"match", 0, NULL, MATCH}, {"spread", 1, NULL, SPREAD}, {"watch", 1, NULL, WATCH},
-        {"help", 0, NULL, HELP}, {0},
+        {"amqp", 0, NULL, AMQP_}, {"queues", 0, NULL, QUEUES}, {"durable", 0, NULL, DURABLE},
+        {"owed", 1, NULL, OWED}, {"help", 0, NULL, HELP}, {0},
     };
     int which;
     while ((which = getopt_long(argc, argv, "", known, NULL)) != -1) {
@@ -927,12 +655,17 @@ static void read_options(int argc, char **argv) {
         case MATCH: option.match = true; break;
         case SPREAD: option.spread = atoi(optarg); break;
         case WATCH: option.watch = atoi(optarg); break;
+        case AMQP_: option.protocol = AMQP; break;
+        case QUEUES: option.queues = true; break;
+        case DURABLE: option.durable = true; break;
+        case OWED: option.owed = atol(optarg); break;
         case HELP: fputs(usage, stdout); exit(0);
         default: fputs(usage, stderr); exit(2);
         }
     }
     if (optind < argc) fail("what is '%s'?", argv[optind]);
-    if (option.pubs < 0 || option.subs < 0 || option.idle < 0 || option.filters < 0)
+    if (option.pubs < 0 || option.subs < 0 || option.idle < 0 || option.filters < 0 ||
+        option.owed < 0)
         fail("counts are not negative");
     if (option.topics < 1 || option.batch < 1 || option.window < 1 || option.outstanding < 1 ||
         option.filter_connections < 1 || option.spread < 1)
@@ -948,8 +681,14 @@ static void read_options(int argc, char **argv) {
         fail("user and password have at most 400 bytes");
     if (option.match && option.spread > option.filters)
         fail("match needs at least as many filters as spread");
-    if (option.protocol == NATS && (option.qos || option.tls || option.filters || option.user))
-        fail("over NATS there is plain QoS 0 only");
+    bool with_queues = option.protocol == AMQP || (option.protocol == NATS && option.queues);
+    if (option.protocol == NATS && (option.tls || option.filters || option.user))
+        fail("over NATS there are no TLS, filters and users");
+    if (option.protocol >= NATS && (option.qos == 1) != with_queues)
+        fail("queues have QoS 1, topics over NATS QoS 0, and over AMQP there are only queues");
+    if (option.owed && (option.pubs || !option.subs))
+        fail("what is owed is taken by subscribers, without publishers");
+    wire = option.protocol == AMQP ? &amqp : option.protocol == NATS ? &nats : &mqtt;
 }
 
 int main(int argc, char **argv) {
@@ -971,7 +710,7 @@ int main(int argc, char **argv) {
     uint64_t start = now_ns();
     connect_all();
     double connect_s = (double)(now_ns() - start) / 1e9;
-    if (option.pubs)
+    if (option.pubs || option.owed)
         run(connect_s);
     else
         hold(connect_s);

@@ -1,4 +1,4 @@
-"""The load program `load.c`: built when it is needed, run against a broker, its answer read."""
+"""The load program, `load.c` and its parts: built when needed, run against a broker, its answer read."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from bench.brokers import BenchmarkError, Broker
 
 __all__ = ["Run", "build", "command", "hold", "run"]
 
-_SOURCE = Path(__file__).with_name("load.c")
-_BINARY = _SOURCE.parent.parent / "build" / "bench" / "load"
+_SOURCES = sorted(Path(__file__).parent.glob("load*.[ch]"))
+_BINARY = Path(__file__).parent.parent / "build" / "bench" / "load"
 _SILENCE_S = 30
 """How long a run may take beyond the time that it was asked for: connecting, and waiting for
 deliveries that are still on their way."""
@@ -29,6 +29,10 @@ class Run:
     published_per_s: float
     p50_us: float
     p99_us: float
+    acked_per_s: float
+    ack_p50_us: float
+    """From sending a message until its acknowledgement."""
+    ack_p99_us: float
     late_p99_us: float
     """With a fixed rate: how late messages were sent, a measure of the machine's noise."""
     lost: int
@@ -45,15 +49,17 @@ class Run:
 
 
 def build() -> Path:
-    """Compile `load.c` unless that was done since it changed. Raises `BenchmarkError`."""
-    if _BINARY.exists() and _BINARY.stat().st_mtime >= _SOURCE.stat().st_mtime:
+    """Compile the program unless that was done since it changed. Raises `BenchmarkError`."""
+    changed = max(source.stat().st_mtime for source in _SOURCES)
+    if _BINARY.exists() and _BINARY.stat().st_mtime >= changed:
         return _BINARY
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise BenchmarkError("no C compiler here; on Debian: apt install gcc libc6-dev libssl-dev")
     _BINARY.parent.mkdir(parents=True, exist_ok=True)
     fresh = _BINARY.with_name(f"load-{os.getpid()}")  # two may build at the same time
-    words = [compiler, "-O2", "-Wall", "-Wextra", "-o", str(fresh), str(_SOURCE)]
+    words = [compiler, "-O2", "-Wall", "-Wextra", "-o", str(fresh)]
+    words += [str(source) for source in _SOURCES if source.suffix == ".c"]
     words += ["-lssl", "-lcrypto"]
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     if done.returncode:
@@ -66,8 +72,8 @@ def command(broker: Broker, options: Sequence[str], *, tls: bool = False) -> lis
     """The command that loads this broker."""
     port = broker.ports["tls" if tls else broker.protocol]
     words = [str(build()), "--host", "127.0.0.1", "--port", str(port), *options]
-    if broker.protocol == "nats":
-        words.append("--nats")
+    if broker.protocol != "mqtt":
+        words.append(f"--{broker.protocol}")
     if tls:
         words += ["--tls", "--ca", str(broker.authority)]
     if broker.user is not None:
@@ -111,6 +117,9 @@ def run(
         published_per_s=answer["pub_s"],
         p50_us=answer["p50_us"],
         p99_us=answer["p99_us"],
+        acked_per_s=answer["ack_s"],
+        ack_p50_us=answer["ack_p50_us"],
+        ack_p99_us=answer["ack_p99_us"],
         late_p99_us=answer["late_p99_us"],
         lost=int(answer["lost"]),
         disordered=int(answer["disordered"]),
