@@ -386,7 +386,9 @@ def _make_jetstream_queue(port: int) -> None:
 def _start_rabbitmq(directory: Path) -> Generator[Broker]:
     server = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one in PATH wants to be a service
     if not server.exists():
-        raise BenchmarkError("RabbitMQ is not installed here; on Debian: apt install rabbitmq-server")
+        raise BenchmarkError(
+            "RabbitMQ is not installed here; on Debian: apt install rabbitmq-server"
+        )
     port, names_port = _free_port(), _free_port()
     (directory / "plugins").write_text("[].\n")
     (directory / "rabbitmq.conf").write_text("log.console = true\nlog.console.level = error\n")
