@@ -1,4 +1,4 @@
-"""The load program, `load.c` and its parts: built when needed, run against a broker, its answer read."""
+"""The load program, `load.c` and its parts: built when needed, run, its answer read."""
 
 import json
 import os

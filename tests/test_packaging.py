@@ -25,9 +25,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf
 IMPORTED_AS = {"argon2-cffi": "argon2"}
 """Distributions whose import name is not their own."""
 
-FOR_LATER = {
-    "msgspec": "bodies of HTTP requests",
-}
+FOR_LATER: dict[str, str] = {}
 """Dependencies that no module imports yet, and what they are for (DESIGN section 9)."""
 
 

@@ -223,6 +223,18 @@ class Backlog:
             self._note()
         return number
 
+    def append_run(self, messages: list[Message], terms: Terms) -> None:
+        """Put many at the end, which are of one size and not shared."""
+        self._opened.extend(zip(messages, repeat(terms)))
+        count = len(messages)
+        size_bytes = count * messages[0].size_bytes()
+        self.count += count
+        self.size_bytes += size_bytes
+        self.shelf.commits.waiting_bytes += size_bytes
+        self._next_number += count
+        if not self._is_noted:
+            self._note()
+
     # -- out -------------------------------------------------------------------------------------
 
     def take(self) -> Delivery | None:
@@ -272,11 +284,51 @@ class Backlog:
         self.size_bytes = self.size_bytes - message.size_bytes() if self.count else 0
         if message.shared is not None:
             self.shelf.payloads.release(message)
+        self._note_change(chunk)
+
+    def _note_change(self, chunk: Chunk) -> None:
         if not chunk.is_changed:
             chunk.is_changed = True
             self._changed.append(chunk)
             if not self._is_noted:
                 self._note()
+
+    def settle_run(self, deliveries: list[Delivery]) -> None:
+        """As `settle`, of many: those of a chunk in one step if they stand one behind the other."""
+        first, count = 0, len(deliveries)
+        while first < count:
+            chunk = deliveries[first][3]
+            stop = first + 1
+            while stop < count and deliveries[stop][3] is chunk:
+                stop += 1
+            self._settle_run(chunk, deliveries[first:stop])
+            first = stop
+
+    def _settle_run(self, chunk: Chunk | None, deliveries: list[Delivery]) -> None:
+        count, number = len(deliveries), deliveries[0][2]
+        messages = [delivery[0] for delivery in deliveries]
+        if (
+            chunk is None
+            or [delivery[2] for delivery in deliveries] != list(range(number, number + count))
+            or any(message.shared for message in messages)
+        ):
+            for delivery in deliveries:
+                self.settle(delivery)
+            return
+        self._taken -= count
+        chunk.bits |= ((1 << count) - 1) << (number - chunk.first)
+        chunk.waiting -= count
+        self.count -= count
+        size_bytes = sum(
+            [
+                len(message.topic) + len(message.payload)
+                if message.properties is None
+                else message.size_bytes()
+                for message in messages
+            ]
+        )
+        self.size_bytes = self.size_bytes - size_bytes if self.count else 0
+        self._note_change(chunk)
 
     def put_back(self, deliveries: list[Delivery]) -> None:
         """These were taken, in this order, and are to be taken again before all others."""
@@ -537,6 +589,10 @@ def _parts(entries: list[Entry]) -> Iterator[list[Entry]]:
     """The entries in pieces that are not too large for a chunk."""
     part: list[Entry] = []
     size_bytes = 0
+    if sum([len(message.payload) for message, _ in entries]) <= _CHUNK_BYTES_MAX:
+        for first in range(0, len(entries), _CHUNK_MESSAGES_MAX):
+            yield entries[first : first + _CHUNK_MESSAGES_MAX]
+        return
     for entry in entries:
         part.append(entry)
         size_bytes += len(entry[0].payload)

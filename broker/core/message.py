@@ -9,6 +9,8 @@ from one subscription to another (the QoS, the retain flag, subscription identif
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 if TYPE_CHECKING:
     from ganglion.broker.core.backlog import Chunk
     from ganglion.broker.core.router import SharedGroup
@@ -51,44 +53,25 @@ class SharedPayload:
         """Whether `uses` differs from what was recorded last."""
 
 
-class Message:
-    """An application message on its way through the node. Immutable once routed."""
+class Message(Struct, weakref=True, eq=False):
+    """An application message on its way through the node. Immutable once routed.
 
-    __slots__ = (
-        "__weakref__",
-        "durable",
-        "expires_at",
-        "forms",
-        "payload",
-        "properties",
-        "qos",
-        "retain",
-        "shared",
-        "topic",
-    )
+    A `Struct` is made in a fifth of the time that an ordinary `__init__` takes.
+    """
 
-    def __init__(
-        self,
-        topic: str,
-        payload: bytes,
-        qos: int = 0,
-        retain: bool = False,
-        properties: MessageProperties | None = None,
-        expires_at: float | None = None,
-    ) -> None:
-        self.topic = topic
-        self.payload = payload
-        self.qos = qos
-        self.retain = retain
-        self.properties = properties
-        self.expires_at = expires_at
-        """When it is of no use any more, in seconds of the node's monotonic clock; None: never."""
-        self.durable = False
-        """Whether routing put it anywhere that has to be committed before it is acknowledged."""
-        self.shared: SharedPayload | None = None
-        """Set when it is stored once for several backlogs."""
-        self.forms: dict[int, tuple[bytes, bytes]] | None = None
-        """Encodings by wire form: the bytes before and after a packet identifier."""
+    topic: str
+    payload: bytes
+    qos: int = 0
+    retain: bool = False
+    properties: MessageProperties | None = None
+    expires_at: float | None = None
+    """When it is of no use any more, in seconds of the node's monotonic clock; None: never."""
+    durable: bool = False
+    """Whether routing put it anywhere that has to be committed before it is acknowledged."""
+    shared: SharedPayload | None = None
+    """Set when it is stored once for several backlogs."""
+    forms: dict[int, tuple[bytes, bytes]] | None = None
+    """Encodings by wire form: the bytes before and after a packet identifier."""
 
     def size_bytes(self) -> int:
         """What it counts against limits in bytes: all that its publisher chose the size of."""

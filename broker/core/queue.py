@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from itertools import repeat
 from random import Random
 from struct import Struct
 from typing import TYPE_CHECKING, Final, Protocol
@@ -143,6 +144,12 @@ class Consumer:
             return False
         self.queue.settle(found[0])
         return True
+
+    def acknowledge_run(self, leases: list[int]) -> None:
+        """It is done with all of these messages, of which some leases may have run out."""
+        pop = self.leases.pop
+        found = [pop(lease, None) for lease in leases]
+        self.queue.settle_run([each[0] for each in found if each is not None])
 
     def nack(self, lease: int, delay_s: float | None = None) -> bool:
         """It could not do it: return it, after the delay or that of the backoff if None."""
@@ -291,6 +298,16 @@ class Queue:
             self._lanes[0].append(message, _PLAIN)
         else:
             self._take_in(message)
+
+    def deliver_run(self, topic: str, payloads: list[bytes], qos: int) -> None:
+        """Take many messages of one size without properties."""
+        messages = [Message(topic, payload, qos) for payload in payloads]
+        if self._is_plain:
+            self._published += len(messages)
+            self._lanes[0].append_run(messages, _PLAIN)
+        else:
+            for message in messages:
+                self._take_in(message)
 
     def outlet(self, _form: int) -> "Outlet | None":
         """It takes nothing as it is."""
@@ -452,17 +469,15 @@ class Queue:
         deliveries = self._next_ones(now, room)
         if not deliveries:
             return False
-        lease = self._next_lease
-        self._next_lease = lease + len(deliveries)
-        leases = consumer.leases
+        leases = range(self._next_lease, self._next_lease + len(deliveries))
+        self._next_lease = leases.stop
+        consumer.leases.update(zip(leases, zip(deliveries, repeat(deadline)), strict=False))
+        given = list(zip(leases, [delivery[0] for delivery in deliveries], strict=True))
         attempts: dict[int, int] = {}
-        given: list[tuple[int, Message]] = []
-        for delivery in deliveries:
-            leases[lease] = (delivery, deadline)
-            given.append((lease, delivery[0]))
-            if self._attempts and (count := self._attempts.get(_place(delivery))):
-                attempts[lease] = count
-            lease += 1
+        if self._attempts:
+            for lease, delivery in zip(leases, deliveries, strict=True):
+                if count := self._attempts.get(_place(delivery)):
+                    attempts[lease] = count
         self._delivered += len(given)
         if self._lease_timer is None:
             self._watch_until(deadline)
@@ -539,6 +554,15 @@ class Queue:
         self._forget(delivery)
         if self._locked:
             self._unlock(delivery)
+
+    def settle_run(self, deliveries: list[Delivery]) -> None:
+        """A consumer is done with all of these."""
+        if self._attempts or self._locked or len(self._lanes) > 1:
+            for delivery in deliveries:
+                self.settle(delivery)
+        else:
+            self._acknowledged += len(deliveries)
+            self._lanes[0].settle_run(deliveries)
 
     def _forget(self, delivery: Delivery) -> None:
         """It is in the queue no more."""

@@ -276,6 +276,12 @@ class QueueReader:
         self._consumer.acknowledge(number)
         self._one_less()
 
+    def acknowledged_run(self, numbers: list[int]) -> None:
+        """The client is done with all of these."""
+        self._consumer.acknowledge_run(numbers)
+        self._unacknowledged -= len(numbers) - 1
+        self._one_less()
+
     def refused(self, number: int, refusal: Refusal) -> None:
         """The client could not do it."""
         if refusal is UNSENDABLE and not self._is_resting:
@@ -395,6 +401,11 @@ class StreamReader:
             self._member.acknowledge(number)
             if self._is_stopped and self._unacknowledged <= 0:
                 self.close()
+
+    def acknowledged_run(self, numbers: list[int]) -> None:
+        """The client is done with all of these."""
+        for number in numbers:
+            self.acknowledged(number)
 
     def refused(self, number: int, refusal: Refusal) -> None:
         """The client does not want it: that is as good as read, or it would come for ever."""

@@ -88,6 +88,10 @@ class Bound(Receiver, Protocol):
         """Why it would not take this message, as a sentence part; None: it would."""
         ...
 
+    def deliver_run(self, topic: str, payloads: list[bytes], qos: int) -> None:
+        """Take a message for each of these payloads, all of one size, as `deliver` would."""
+        ...
+
 
 class Subscription:
     """One filter of one session with its options (MQTT 5.0 section 3.8.3.1)."""
@@ -233,6 +237,7 @@ class Route:
         "durable",
         "groups",
         "services",
+        "taker",
         "targets",
         "topic",
         "valid",
@@ -257,6 +262,8 @@ class Route:
         """Those of the targets that have to be asked whether they take a message."""
         self.durable = sum(target.receiver.is_durable() for target in targets)
         """How many of the targets kept messages on disk when the route was made."""
+        self.taker: Bound | None = None
+        """Who gets all of it, and takes every message: it may be given many at a time."""
         self.valid = True
         """False: ask the router again."""
         self._splits: dict[int, tuple[list[Outlet], list[Target]]] | None = None
@@ -520,7 +527,10 @@ class Router:
         ]
         targets.extend(Target(receiver, []) for receiver in bound)
         bounded = [each for each in bound if each.may_refuse]
-        return Route(topic, targets, groups, bounded, services)
+        route = Route(topic, targets, groups, bounded, services)
+        if len(targets) == len(bound) == 1 and not groups and not bounded:
+            route.taker = next(iter(bound))
+        return route
 
     def _branches(self, topic: str) -> Iterator[_Branch]:
         """Every branch whose filter matches the topic."""

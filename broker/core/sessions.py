@@ -11,8 +11,9 @@ Besides what is routed to it a session gets what its client takes from queues an
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ganglion.broker.core.access import Client
@@ -72,6 +73,10 @@ class Source(Protocol):
         """The client is done with what was given under this number."""
         ...
 
+    def acknowledged_run(self, numbers: list[int]) -> None:
+        """The same of many at a time."""
+        ...
+
     def refused(self, number: int, refusal: Refusal) -> None:
         """The client could not do it, or it could not be sent."""
         ...
@@ -100,6 +105,13 @@ class Sink(Protocol):
 
     def send(self, packet_id: int, message: Message, terms: Terms, duplicate: bool) -> bool:
         """Send the message; False when this client cannot take it and never will."""
+        ...
+
+    def send_run(self, packet_id: int, messages: Sequence[Message], terms: Terms) -> bool:
+        """Send QoS 1 messages, this packet identifier for the first and the next ones in a row.
+
+        False, and none is sent, when they are not all alike and have to be sent one by one.
+        """
         ...
 
     def send_release(self, packet_id: int) -> None:
@@ -281,7 +293,7 @@ class Session:
             return 0
         return self.window - len(self.inflight)
 
-    def give(self, messages: Iterable[tuple[int, Message]], terms: Terms) -> None:
+    def give(self, messages: Sequence[tuple[int, Message]], terms: Terms) -> None:
         """Send messages of a source, with their numbers there; there is room for them.
 
         The source is told of those that the client cannot take.
@@ -298,7 +310,7 @@ class Session:
                     source.acknowledged(number)
                 else:
                     refused.append(number)
-        else:
+        elif len(messages) < _RUN_MIN or not self._give_run(messages, terms, sink):
             inflight = self.inflight
             packet_id = self._next_id
             for number, message in messages:
@@ -312,6 +324,21 @@ class Session:
             self._next_id = packet_id
         for number in refused:
             source.refused(number, UNSENDABLE)
+
+    def _give_run(self, messages: Sequence[tuple[int, Message]], terms: Terms, sink: Sink) -> bool:
+        """Send them all at once, if they are alike: that costs a fifth of one by one."""
+        first = self._next_id + 1
+        packet_ids = range(first, first + len(messages))
+        inflight = self.inflight
+        if terms.qos != 1 or packet_ids.stop > 65_536 or not inflight.keys().isdisjoint(packet_ids):
+            return False
+        numbers, found = zip(*messages, strict=True)
+        if not sink.send_run(first, found, terms):
+            return False
+        given = zip(found, repeat(terms), numbers, repeat(None), strict=False)
+        inflight.update(zip(packet_ids, given, strict=True))
+        self._next_id = packet_ids[-1]
+        return True
 
     def pump(self) -> None:
         """Send as much of what waits as the window and the connection allow."""
@@ -505,6 +532,23 @@ class Session:
                 self._journal.forget_in_flight(self, packet_id)
             delivery[3].backlog.settle(delivery)
 
+    def settle_run(self, packet_ids: list[int]) -> bool:
+        """PUBACKs came for all of these; False, and nothing is done, unless one source gave all."""
+        inflight = self.inflight
+        found = [inflight.get(packet_id) for packet_id in packet_ids]
+        first = found[0]
+        if first is None or len(set(packet_ids)) != len(packet_ids):
+            return False
+        terms = first[1]
+        source = terms.source
+        numbers = [each[2] for each in found if each is not None and each[1] is terms]
+        if source is None or terms.qos != 1 or len(numbers) != len(packet_ids):
+            return False
+        for packet_id in packet_ids:
+            del inflight[packet_id]
+        source.acknowledged_run(numbers)
+        return True
+
     # -- connections come and go -----------------------------------------------------------------
 
     def resume(self, sink: Sink) -> None:
@@ -635,4 +679,5 @@ class Session:
         return taken
 
 
+_RUN_MIN = 4  # messages from which on sending them as a run is cheaper
 _UNREAD = Message("", b"")  # stands for a message on the way that was not read from the store yet

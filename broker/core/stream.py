@@ -306,6 +306,21 @@ class Stream:
         if not self._is_noted:
             self._note()
 
+    def deliver_run(self, topic: str, payloads: list[bytes], qos: int) -> None:
+        """Append many messages of one size without properties."""
+        if self.refusal(Message(topic, payloads[0], qos)) is not None:
+            self._statistics.drop("stream: record too large", len(payloads))
+            return
+        count = len(payloads)
+        columns = self._open
+        columns.payloads += payloads
+        columns.topics += [topic] * count
+        columns.keys += [None] * count
+        columns.properties += [None] * count
+        self._next += count
+        if not self._is_noted:
+            self._note()
+
     def outlet(self, _form: int) -> "Outlet | None":
         """It takes nothing as it is."""
         return None

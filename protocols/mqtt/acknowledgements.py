@@ -7,16 +7,21 @@ message costs.
 """
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ganglion.broker.core.commits import Commits
-from ganglion.broker.core.sessions import Refusal
+from ganglion.broker.core.sessions import Refusal, Session
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.net import Endpoint
-from ganglion.protocols.mqtt.packets import Puback
+from ganglion.protocols.mqtt.codec import encode
+from ganglion.protocols.mqtt.packets import Puback, Pubcomp, Pubrec, Pubrel
 from ganglion.protocols.mqtt.publishing import DELAY, DELAY_MAX_S
-from ganglion.protocols.mqtt.reasons import Reason
+from ganglion.protocols.mqtt.reasons import ProtocolViolation, Reason
 
-__all__ = ["Acknowledgements", "refusal"]
+if TYPE_CHECKING:
+    from ganglion.protocols.mqtt.connection import MqttConnection
+
+__all__ = ["Acknowledgements", "on_acknowledgement", "refusal"]
 
 
 def refusal(packet: Puback) -> Refusal | None:
@@ -56,8 +61,12 @@ class Acknowledgements:
         self._commit = 0  # which `_of_commit` waits for; 0: nothing more is to be added to it
         self._of_commit: list[bytes] = []
 
-    def recorded(self, ack: bytes) -> None:
-        """Send it after the commit in which what it acknowledges has just been recorded."""
+    def recorded(self, ack: bytes, count: int = 1) -> None:
+        """Send it after the commit in which what it acknowledges has just been recorded.
+
+        `count` is how many acknowledgements these bytes are.
+        """
+        self._statistics.other_packets_sent += count - 1  # one is counted when it is sent
         commit = self._commits.number
         if self._commit == commit:
             self._of_commit.append(ack)
@@ -89,3 +98,31 @@ class Acknowledgements:
         self.waiting -= 1
         self._endpoint.write(b"".join(acks))  # nothing happens when it is closed
         self._statistics.other_packets_sent += len(acks)
+
+
+def on_acknowledgement(
+    connection: "MqttConnection", session: Session, packet: Puback | Pubrec | Pubrel | Pubcomp
+) -> None:
+    """An acknowledgement with a reason or properties, or one that fits nothing."""
+    number = packet.packet_id
+    delivery = session.inflight.get(number)
+    match packet:
+        case Puback():
+            if number in session.inflight and (delivery is None or delivery[1].qos != 1):
+                raise ProtocolViolation("PUBACK answers a QoS 2 message (4.3.3)")
+            session.acknowledged(number, refusal(packet))
+        case Pubrec():
+            if delivery is not None and delivery[1].qos != 2:
+                raise ProtocolViolation("PUBREC answers a QoS 1 message (4.3.2)")
+            if packet.reason >= Reason.UNSPECIFIED_ERROR:
+                session.acknowledged(number)
+            else:
+                session.received_by_client(number)
+                answer = encode(Pubrel(number), connection.version)
+                connection.acknowledgements.send(answer, durable=session.is_durable())
+        case Pubrel():
+            connection.on_ack(session, 0x62, number.to_bytes(2, "big"), None)
+        case Pubcomp():
+            if delivery is not None:
+                raise ProtocolViolation("PUBCOMP comes before PUBREC (4.3.3)")
+            session.completed(number)

@@ -1,6 +1,6 @@
 """A session by itself: its window, its queue, what is sent again, what is given back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -38,6 +38,14 @@ class FakeSink:
         if message.payload == self.too_large:
             return False
         self.sent.append((packet_id, message.payload, terms.qos, duplicate))
+        return True
+
+    def send_run(self, packet_id: int, messages: Sequence[Message], terms: Terms) -> bool:
+        """Send them, unless one is too large."""
+        if any(message.payload == self.too_large for message in messages):
+            return False
+        for place, message in enumerate(messages):
+            self.sent.append((packet_id + place, message.payload, terms.qos, False))
         return True
 
     def send_release(self, packet_id: int) -> None:
