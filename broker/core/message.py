@@ -38,6 +38,15 @@ class MessageProperties:
     delay_s: float | None = None
     """A queue keeps it back for so long, in seconds."""
 
+    def size_bytes(self) -> int:
+        """What they count against limits in bytes: all that the publisher chose the size of."""
+        size = len(self.key or "") + len(self.message_id or "")
+        for text in (self.content_type, self.response_topic, self.correlation_data):
+            size += len(text or "")
+        for name, value in self.user_properties:
+            size += _USER_PROPERTY_BYTES + len(name) + len(value)
+        return size
+
 
 class SharedPayload:
     """What is known of a message that is stored once for several backlogs (`Payloads`)."""
@@ -76,13 +85,8 @@ class Message(Struct, weakref=True, eq=False):
     def size_bytes(self) -> int:
         """What it counts against limits in bytes: all that its publisher chose the size of."""
         size = len(self.topic) + len(self.payload)
-        about = self.properties
-        if about is not None:
-            for text in (about.content_type, about.response_topic, about.correlation_data):
-                size += len(text or "")
-            size += len(about.key or "") + len(about.message_id or "")
-            for name, value in about.user_properties:
-                size += _USER_PROPERTY_BYTES + len(name) + len(value)
+        if self.properties is not None:
+            size += self.properties.size_bytes()
         return size
 
 

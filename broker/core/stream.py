@@ -15,7 +15,8 @@ STREAM_GROUP   identifier, name → position
 A batch covers a range of sequences, from its key to the last one that its header names, and the
 ranges follow each other without a gap. Compaction takes records out of a range and joins ranges,
 but leaves no range uncovered. So a gap between two ranges is damage, and a reader is told of it
-(`Follower.damaged`).
+(`Follower.damaged`). What was lost in one is counted until retention gets there, and then taken
+off by its share of the sequences.
 
 Records committed together have one time, in Unix seconds; it never goes back within a stream,
 whatever the wall clock does.
@@ -195,7 +196,7 @@ class Stream:
         self._versions_under_way: dict[str, int] = {}
         self._head: Extent | None = None  # the first batch, as far as it was looked at
         self._followers: dict[Follower, None] = {}
-        self._waiting: list[Follower] = []
+        self._waiting: dict[Follower, None] = {}
         # The last batches and their sizes as stored, for those who follow live
         self._tail: deque[tuple[RecordBatch, int]] = deque()
         self._tail_bytes = 0
@@ -207,6 +208,11 @@ class Stream:
     def name(self) -> str:
         """Its name."""
         return self.definition.name
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was ever appended, not even what is not committed yet."""
+        return self._next == 1
 
     def statistics(self) -> StreamStatistics:
         """How it stands."""
@@ -254,19 +260,35 @@ class Stream:
         first = self._next
         if not count:
             return Appended(first, first - 1)
-        last = first + count - 1
-        columns = self._open
-        columns.payloads.extend(payloads)
-        columns.topics.extend(repeat(self._topic if topic is None else topic, count))
-        columns.keys.extend(repeat(None, count) if keys is None else keys)
-        columns.properties.extend(repeat(None, count) if properties is None else properties)
+        self._extend(payloads, self._topic if topic is None else topic, keys, properties)
         if keys is not None and self.definition.is_keyed:
             for sequence, each in enumerate(keys, first):
                 if each is not None:
                     self._versions[each] = sequence
-        self._next = last + 1
-        self._note()
-        return Appended(first, last)
+        return Appended(first, first + count - 1)
+
+    def _extend(
+        self,
+        payloads: Sequence[bytes],
+        topic: str,
+        keys: Sequence[str | None] | None,
+        properties: Sequence[MessageProperties | None] | None,
+    ) -> None:
+        count = len(payloads)
+        size_bytes = sum(map(len, payloads)) + count * len(topic)
+        if keys is not None:
+            size_bytes += sum([len(each or "") for each in keys])
+        if properties is not None:
+            size_bytes += sum([each.size_bytes() for each in properties if each is not None])
+        self.shelf.commits.waiting_bytes += size_bytes
+        columns = self._open
+        columns.payloads.extend(payloads)
+        columns.topics.extend(repeat(topic, count))
+        columns.keys.extend(repeat(None, count) if keys is None else keys)
+        columns.properties.extend(repeat(None, count) if properties is None else properties)
+        self._next += count
+        if not self._is_noted:
+            self._note()
 
     def version(self, key: str) -> int:
         """Sequence of the last record with the key, committed or about to be; 0: there is none.
@@ -293,6 +315,7 @@ class Stream:
             self._statistics.drop("stream: record too large")
             return
         message.durable = True
+        self.shelf.commits.waiting_bytes += message.size_bytes()
         columns = self._open
         about = message.properties
         key = None if about is None else about.key
@@ -311,15 +334,7 @@ class Stream:
         if self.refusal(Message(topic, payloads[0], qos)) is not None:
             self._statistics.drop("stream: record too large", len(payloads))
             return
-        count = len(payloads)
-        columns = self._open
-        columns.payloads += payloads
-        columns.topics += [topic] * count
-        columns.keys += [None] * count
-        columns.properties += [None] * count
-        self._next += count
-        if not self._is_noted:
-            self._note()
+        self._extend(payloads, topic, None, None)
 
     def outlet(self, _form: int) -> "Outlet | None":
         """It takes nothing as it is."""
@@ -344,17 +359,24 @@ class Stream:
     # -- reading ---------------------------------------------------------------------------------
 
     def read_batches(self, after: int = 0) -> Iterator[RecordBatch]:
-        """Committed batches with records behind `after`, by columns; the first may begin before.
+        """Committed batches behind `after`, by columns; the first may begin before.
 
         The fast way to read much: nothing is made per record.
         """
-        found = self._floor(after + 1)
-        start = after + 1 if found is None else found[0]
-        start = max(start, self.first)
-        for first, value in self.stored(start, self.last):
-            batch = decode_batch(first, value)
-            if batch.last > after:
+        position, last = after, self.last
+        while (position := max(position, self.first - 1)) < last:
+            batch = self.batch_after(position)
+            if batch is None:
+                return
+            yield batch
+            position = batch.last
+            for first, value in self.stored(position + 1, last):
+                if first != position + 1:
+                    # Damage lies between, or compaction has joined ranges since the last look.
+                    break
+                batch = decode_batch(first, value)
                 yield batch
+                position = batch.last
 
     def read(
         self, after: int = 0, count_max: int = 1000, bytes_max: int = TAKE_BYTES
@@ -370,54 +392,57 @@ class Stream:
         """
         until = self.version(key) if self.definition.is_keyed else self.last
         for batch in self.read_batches(after) if until > after else ():
-            if batch.first > until:
-                return
             if batch.keys is not None and key in batch.keys:
                 for index, each in enumerate(batch.keys):
                     if each == key and batch.sequences[index] > after:
                         yield batch.records(index, index + 1)[0]
+            if batch.last >= until:
+                return
 
     def position_at(self, time_s: float) -> int:
         """After which sequence to read what came at this Unix time or later.
 
         A binary search that reads one batch for each of its steps.
         """
-        low, high = self.first, self.last + 1  # the answer is low - 1 when they meet
-        while low < high:
-            found = self._floor((low + high) // 2)
-            if found is None or found[0] < self.first:
-                low = (low + high) // 2 + 1  # nothing readable there
-                continue
-            extent = read_extent(*found)
-            if extent.time_s < time_s:
-                # behind the range may be damage without a time
-                low = max(extent.last, (low + high) // 2) + 1
-            elif extent.first > low:
-                high = extent.first
+        low, high = self.first, self.last + 1
+        while low < high:  # what is before low came earlier; what begins at high did not
+            middle = (low + high) // 2
+            found = self._floor(middle)
+            extent = None if found is None else read_extent(*found)
+            if extent is None:
+                low = middle + 1  # nothing readable there
+            elif extent.time_s < time_s:
+                low = max(extent.last, middle) + 1  # behind the range may be damage
             else:
-                batch = decode_batch(*found)
-                if isinstance(batch.times, list):
-                    index = bisect_left(batch.times, time_s)
-                    return max(low, batch.sequences[index]) - 1
-                return low - 1
-        return low - 1
+                high = max(low, extent.first)
+        batch = self.batch_after(low - 1)
+        if batch is None or batch.first > low or not isinstance(batch.times, list):
+            return low - 1
+        index = bisect_left(batch.times, time_s)
+        return max(low, batch.sequences[index]) - 1 if index < len(batch.times) else batch.last
 
     def follow(self, after: int, wake: Callable[[], None]) -> Follower:
-        """Read on from here, what is to come too. See `Follower.take` for `wake`."""
+        """Read on from here, what is to come too. See `Follower.take` for `wake`.
+
+        Raises `StreamMissing` when it was deleted.
+        """
+        if self.is_deleted:
+            raise StreamMissing(self.name)
         follower = Follower(self, after, wake)
         self._followers[follower] = None
         return follower
 
     def wait(self, follower: Follower) -> None:
         """The follower has come to the end: wake it when there is more."""
-        if follower in self._followers and follower not in self._waiting:
-            self._waiting.append(follower)
+        if follower in self._followers:
+            self._waiting[follower] = None
 
     def leave(self, follower: Follower) -> None:
         """The follower reads no further."""
         self._followers.pop(follower, None)
-        if follower in self._waiting:
-            self._waiting.remove(follower)
+        self._waiting.pop(follower, None)
+        if not self._followers:
+            self._clear_tail()
 
     def batch_after(self, position: int) -> RecordBatch | None:
         """The committed batch with the next sequence that can be read; None: there is none."""
@@ -432,7 +457,12 @@ class Stream:
         return None if found is None else decode_batch(*found)
 
     def group(self, name: str, after: int = 0) -> Group:
-        """The group, made with this position if it is not there. Raises `InvalidDefinition`."""
+        """The group, made with this position if it is not there.
+
+        Raises `InvalidDefinition`, and `StreamMissing` when the stream was deleted.
+        """
+        if self.is_deleted:
+            raise StreamMissing(self.name)
         group = self.groups.get(name)
         if group is None:
             check_name(name, "group")
@@ -481,7 +511,13 @@ class Stream:
 
     def configure(self, definition: StreamDefinition) -> None:
         """The options have changed."""
-        self.definition = definition
+        was, self.definition = self.definition, definition
+        if was.is_keyed and not definition.is_keyed:
+            self._versions = {}
+            self.shelf.commits.delete_range(Kind.STREAM_KEY, *self._all())
+        self.stop()  # what the timers wait for may come earlier now
+        if (was.compact, was.tombstone_keep_s) != (definition.compact, definition.tombstone_keep_s):
+            self.compaction.begin_anew()
         self._note()
         self.watch()
 
@@ -489,18 +525,18 @@ class Stream:
         """The stream is no more, with all that is in it."""
         self.is_deleted = True
         commits = self.shelf.commits
-        start, stop = _ID.pack(self.identifier), _ID.pack(self.identifier + 1)
         for kind in (Kind.STREAM_BATCH, Kind.STREAM_KEY, Kind.STREAM_GROUP):
-            commits.delete_range(kind, start, stop)
+            commits.delete_range(kind, *self._all())
         commits.delete(Kind.STREAM, state_key(self.name))
         self.stop()
+        self._open = Columns()
+        self.first, self.last = self._next, self._next - 1  # nothing can be read any more
+        self.count = self._size_bytes = 0
         for group in list(self.groups.values()):
             group.discard()
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, {}
         for follower in list(self._followers):
             follower.close()
-        self._open = Columns()
-        self._tail.clear()
         for follower in waiting:
             follower.wake()
 
@@ -523,7 +559,7 @@ class Stream:
         self.compaction.watch()
 
     def replaced(self, records: int, size_bytes: int) -> None:
-        """Compaction has recorded batches with so many fewer records and bytes."""
+        """Compaction has recorded batches with so many fewer records and bytes (or more)."""
         self.count -= records
         self._size_bytes -= size_bytes
         self._head = None
@@ -549,6 +585,10 @@ class Stream:
             self._is_noted = True
             self.shelf.commits.before_flush(self._write)
 
+    def _all(self) -> tuple[bytes, bytes]:
+        """From where to where the store has what belongs to the stream, of any kind."""
+        return _ID.pack(self.identifier), _ID.pack(self.identifier + 1)
+
     def _key(self, sequence: int) -> bytes:
         return _KEY.pack(self.identifier, sequence)
 
@@ -562,8 +602,7 @@ class Stream:
             return
         if self._open.payloads:
             self._write_open()
-        if not self.compaction.is_rewriting:  # that may be the batches that would be dropped
-            self._drop()
+        self._drop()
         if self._is_changed:
             self._is_changed = False
             state: StreamState = (
@@ -601,62 +640,92 @@ class Stream:
             return
         self.last = last
         self._versions_under_way = {}
-        tail = self._tail
         if not batches:  # the first of them must follow the last one of the tail
-            tail.clear()
-            self._tail_bytes = 0
+            self._clear_tail()
+        tail = self._tail
         tail.extend(batches)
         self._tail_bytes += sum([size_bytes for _, size_bytes in batches])
         while len(tail) > _TAIL_BATCHES_MAX or (
             self._tail_bytes > _TAIL_BYTES_MAX and len(tail) > 1
         ):
             self._tail_bytes -= tail.popleft()[1]
-        waiting, self._waiting = self._waiting, []
-        for follower in waiting:
-            follower.wake()
         self.watch()
         self.look_at_limits()
+        waiting, self._waiting = self._waiting, {}
+        try:
+            while waiting:
+                follower = next(iter(waiting))
+                del waiting[follower]
+                follower.wake()
+        finally:
+            self._waiting |= waiting  # one that fails costs the others no more than a commit
+
+    def _clear_tail(self) -> None:
+        self._tail.clear()
+        self._tail_bytes = 0
 
     # -- retention -------------------------------------------------------------------------------
 
     def look_at_limits(self) -> None:
         """Drop the first batches with the open commit if the stream is over one of its limits."""
-        if not self.is_deleted and self._is_over(self._first_batch()):
+        head = None if self.is_deleted else self._first_batch()
+        if head is not None and self._is_over(head):
             self._note()
 
     def _drop(self) -> None:
         """Record that the first batches are gone, while the stream is over one of its limits."""
+        commits = self.shelf.commits
         first = self.first
         for _ in range(_DROPPED_MAX):
             head = self._first_batch()
             if head is None or not self._is_over(head):
                 break
+            if head.first > self.first:  # with what is damaged before it
+                start, stop = self._key(self.first), self._key(head.first)
+                commits.delete_range(Kind.STREAM_BATCH, start, stop)
+            # Not a range for one key: many ranges would slow down every later scan.
+            commits.delete(Kind.STREAM_BATCH, self._key(head.first))
+            self.count, self._size_bytes = self._without(head)
             self.first = head.last + 1
-            self.count -= head.count
-            self._size_bytes -= head.size_bytes
             self._head = None
         if self.first > first:
             self._is_changed = True
-            commits = self.shelf.commits
-            commits.delete_range(Kind.STREAM_BATCH, self._key(first), self._key(self.first))
             commits.after_commit(self.look_at_limits)
 
-    def _is_over(self, head: Extent | None) -> bool:
+    def _without(self, head: Extent) -> tuple[int, int]:
+        """How many records and bytes there are without the first batch.
+
+        Damage before it counts by its share of the sequences: exactly what was lost, where nothing
+        was compacted.
+        """
+        if head.last + 1 == self._next:
+            return 0, 0
+        lost = (head.first - self.first) / (self._next - self.first)
+        count = self.count - round(self.count * lost) - head.count
+        size_bytes = self._size_bytes - round(self._size_bytes * lost) - head.size_bytes
+        return max(0, count), max(0, size_bytes)
+
+    def _is_over(self, head: Extent) -> bool:
         """Whether the first batch is more than the limits want kept."""
-        if head is None:
-            return False
         definition = self.definition
+        count, size_bytes = self._without(head)
         now_s = self.shelf.timers.now + self.shelf.wall_clock_offset_s
         return bool(
-            (definition.max_records and self.count - head.count >= definition.max_records)
-            or (definition.max_bytes and self._size_bytes - head.size_bytes >= definition.max_bytes)
+            (definition.max_records and count >= definition.max_records)
+            or (definition.max_bytes and size_bytes >= definition.max_bytes)
             or (definition.max_age_s and head.time_s + definition.max_age_s <= now_s)
         )
 
     def _first_batch(self) -> Extent | None:
-        """The first batch that is committed; None: there is none, or nothing limits the stream."""
+        """The first batch that is committed and may be dropped; None: there is none.
+
+        There is none either where nothing limits the stream, and while compaction has other
+        batches on their way to the disk.
+        """
         definition = self.definition
-        if not (definition.max_records or definition.max_bytes or definition.max_age_s):
+        if self.compaction.is_rewriting or not (
+            definition.max_records or definition.max_bytes or definition.max_age_s
+        ):
             return None
         if self._head is None:
             found = next(self.stored(self.first, self.last), None)
@@ -666,19 +735,25 @@ class Stream:
     # -- start -----------------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """The record of its state is damaged: find out by reading the headers of all batches."""
+        """The record of its state is damaged: find out by reading all batches and versions.
+
+        Numbers that a batch or a version remembers are not given again.
+        """
+        store = self.shelf.store
         first = 0
-        for key, value in self.shelf.store.scan(
-            Kind.STREAM_BATCH, _ID.pack(self.identifier), _ID.pack(self.identifier + 1)
-        ):
+        for key, value in store.scan(Kind.STREAM_BATCH, *self._all()):
             extent = read_extent(_KEY.unpack(key)[1], value)
             first = first or extent.first
-            self.last, self._next = extent.last, extent.last + 1
+            self._next = extent.last + 1
             self.count += extent.count
             self._size_bytes += extent.size_bytes
             self._time_s = max(self._time_s, extent.time_s)
+        for _, value in store.scan(Kind.STREAM_KEY, *self._all()):
+            self._next = max(self._next, _ID.unpack(value)[0] + 1)
+        self.last = self._next - 1
         self.first = first or self._next
         self.note_state()
+        self.watch()
 
 
 def state_key(name: str) -> bytes:

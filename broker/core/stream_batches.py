@@ -9,8 +9,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate, repeat
+from operator import add
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgpack
 
@@ -30,6 +31,7 @@ _BATCH_RECORDS_MAX = 1000  # in one record of the store: what is read and decode
 _BATCH_BYTES_MAX = 1024 * 1024
 _HEADER = Struct(">QIdd")  # last of the range, records, times of the first and the last record
 _pack: Callable[[object], bytes] = msgpack.Packer().pack  # a Packer each time would cost 1 µs
+_T = TypeVar("_T")
 _PROPERTIES = tuple(each.name for each in fields(MessageProperties))
 
 
@@ -55,6 +57,7 @@ class RecordBatch:
     first: int
     """The first sequence of the range that it covers; what is not there was compacted."""
     last: int
+    """The last sequence of that range."""
     sequences: Sequence[int]
     times: float | list[float]
     topics: str | list[str]
@@ -66,6 +69,31 @@ class RecordBatch:
     def last_time_s(self) -> float:
         """When the last record was appended, in Unix seconds."""
         return self.times[-1] if isinstance(self.times, list) else self.times
+
+    def sizes(self, start: int, stop: int) -> list[int]:
+        """How large the records at these indexes are: what their publishers chose, in bytes."""
+        return _sizes(
+            self.payloads[start:stop],
+            self.topics[start:stop] if isinstance(self.topics, list) else self.topics,
+            None if self.keys is None else self.keys[start:stop],
+            None if self.properties is None else self.properties[start:stop],
+        )
+
+    def part(self, start: int, stop: int) -> "RecordBatch":
+        """The records at these indexes (at least one), by columns too."""
+        if start == 0 and stop == len(self.payloads):
+            return self
+        sequences = self.sequences[start:stop]
+        return RecordBatch(
+            sequences[0],
+            sequences[-1],
+            sequences,
+            self.times[start:stop] if isinstance(self.times, list) else self.times,
+            self.topics[start:stop] if isinstance(self.topics, list) else self.topics,
+            self.payloads[start:stop],
+            None if self.keys is None else self.keys[start:stop],
+            None if self.properties is None else self.properties[start:stop],
+        )
 
     def records(self, start: int = 0, stop: int | None = None) -> list[Record]:
         """An object for each record at these indexes."""
@@ -104,7 +132,7 @@ class Columns:
         self.payloads: list[bytes] = []
         self.keys: list[str | None] = []
         self.properties: list[MessageProperties | None] = []
-        self.sequences: list[int] = []  # only where records were taken out
+        self.sequences: list[int] = []  # only where they were stored before
         self.times: list[float] = []  # as above
 
     def append(self, record: Record) -> None:
@@ -124,38 +152,59 @@ class Columns:
         total = len(self.payloads)
         start = 0
         while True:
-            stop = self._end_of_batch(start)
-            topics, keys = self.topics[start:stop], self.keys[start:stop]
-            properties = self.properties[start:stop]
-            count = stop - start
-            sequences: Sequence[int] = ()
-            until = first + count - 1
-            if self.sequences:
-                until = self.sequences[stop] - 1 if stop < total else last
-                sequences = self.sequences[start:stop]
-            elif total:
-                sequences = range(first, until + 1)
-            one_topic = count > 0 and topics.count(topics[0]) == count
-            yield RecordBatch(
-                first,
-                until if stop < total else last,
-                sequences,
-                self.times[start:stop] if self.times else time_s,
-                topics[0] if one_topic else topics,
-                self.payloads[start:stop],
-                None if keys.count(None) == count else keys,
-                None if properties.count(None) == count else properties,
-            )
+            stop = start + _BATCH_RECORDS_MAX
+            payloads, topics = self.payloads[start:stop], _one(self.topics[start:stop])
+            keys, properties = _any(self.keys[start:stop]), _any(self.properties[start:stop])
+            sizes = _sizes(payloads, topics, keys, properties)
+            if sum(sizes) > _BATCH_BYTES_MAX:
+                fit = max(1, bisect_right(list(accumulate(sizes)), _BATCH_BYTES_MAX))
+                for column in (payloads, topics, keys, properties):
+                    if isinstance(column, list):
+                        del column[fit:]
+            stop = start + len(payloads)
+            if stop >= total:
+                until = last
+            elif self.sequences:
+                until = self.sequences[stop] - 1
+            else:
+                until = first + stop - start - 1
+            sequences: Sequence[int] = self.sequences[start:stop]
+            if stop - start == until - first + 1:
+                sequences = range(first, until + 1)  # none is missing
+            times = _one(self.times[start:stop]) if self.times else time_s
+            yield RecordBatch(first, until, sequences, times, topics, payloads, keys, properties)
             first, start = until + 1, stop
             if start >= total:
                 return
 
-    def _end_of_batch(self, start: int) -> int:
-        """Where the batch ends that begins at this index."""
-        payloads = self.payloads[start : start + _BATCH_RECORDS_MAX]
-        if sum(map(len, payloads)) <= _BATCH_BYTES_MAX:
-            return start + len(payloads)
-        return start + max(1, bisect_right(list(accumulate(map(len, payloads))), _BATCH_BYTES_MAX))
+
+def _one(column: list[_T]) -> list[_T] | _T:
+    """The value that all have, if they have one."""
+    return column[0] if column and column.count(column[0]) == len(column) else column
+
+
+def _any(column: list[_T | None]) -> list[_T | None] | None:
+    """None if they all are."""
+    return None if column.count(None) == len(column) else column
+
+
+def _sizes(
+    payloads: list[bytes],
+    topics: str | list[str],
+    keys: list[str | None] | None,
+    properties: list[MessageProperties | None] | None,
+) -> list[int]:
+    sizes = list(map(len, payloads))
+    if isinstance(topics, list):
+        sizes = list(map(add, sizes, map(len, topics)))
+    if keys is not None:
+        sizes = [size + len(key or "") for size, key in zip(sizes, keys, strict=True)]
+    if properties is not None:
+        sizes = [
+            size if each is None else size + each.size_bytes()
+            for size, each in zip(sizes, properties, strict=True)
+        ]
+    return sizes
 
 
 def encode_batch(batch: RecordBatch) -> bytes:
@@ -169,7 +218,7 @@ def encode_batch(batch: RecordBatch) -> bytes:
             for each in batch.properties
         ]
     columns = (
-        None if isinstance(times, float) else times,
+        times if isinstance(times, list) else None,
         batch.topics,
         batch.payloads,
         batch.keys,

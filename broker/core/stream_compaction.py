@@ -64,6 +64,11 @@ class Compaction:
         ):
             self._timer = stream.shelf.timers.after(_LOOK_S, self._look)
 
+    def begin_anew(self) -> None:
+        """What was clean by the definition so far may not be any more."""
+        self._from = self._clean_to = 0
+        self._tombstone_due_s = None
+
     def stop(self) -> None:
         """No timers any more."""
         if self._timer is not None:
@@ -152,11 +157,8 @@ class Compaction:
         if not gone_count and 2 * len(batches) > len(found):
             return False
         commits = stream.shelf.commits
-        commits.delete_range(
-            Kind.STREAM_BATCH,
-            _KEY.pack(stream.identifier, first),
-            _KEY.pack(stream.identifier, last + 1),
-        )
+        for batch, _ in found:
+            commits.delete(Kind.STREAM_BATCH, _KEY.pack(stream.identifier, batch.first))
         size_bytes = sum(size for _, size in found)
         for batch in batches:
             value = encode_batch(batch)

@@ -83,7 +83,7 @@ class Streams:
             self._record(stream)
         elif stream.definition != definition:
             was = stream.definition
-            if definition.is_keyed and not was.is_keyed and stream.last:
+            if definition.is_keyed and not was.is_keyed and not stream.is_untouched:
                 raise InvalidDefinition(
                     f"stream {stream.name} has records and no versions of their keys: it can only "
                     "become keyed by deleting it"
