@@ -261,7 +261,7 @@ def start_daemon(
     with tempfile.TemporaryDirectory(prefix="ganglion-test-") as name:
         directory = Path(name)
         command = [sys.executable, "-m", "ganglion", "serve", *flags]
-        if not {"--mqtt", "--mqtts"} & set(flags):
+        if not {each.partition("=")[0] for each in flags} & {"--mqtt", "--mqtts"}:
             command += ["--mqtt", "127.0.0.1:0"]
         if "--data" not in flags:
             command += ["--data", str(directory / "data")]

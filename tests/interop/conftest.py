@@ -69,11 +69,13 @@ def _open(files: Certificates) -> Generator[BrokerProcess]:
         listeners = {
             "mqtt": "allow_anonymous true",
             "mqtts": "allow_anonymous true\n" + _tls_lines(files),
+            "web": "allow_anonymous true\nprotocol websockets",
+            "webs": "allow_anonymous true\nprotocol websockets\n" + _tls_lines(files),
         }
         with mosquitto(listeners=listeners) as broker:
             yield broker
     else:
-        flags = ("--mqtt", "127.0.0.1:0", "--mqtts", "127.0.0.1:0")
+        flags = [f"--{each}=127.0.0.1:0" for each in ("mqtt", "mqtts", "web", "webs")]
         with start_daemon(*flags, config=_tls_table(files)) as broker:
             yield broker
 
@@ -87,7 +89,8 @@ def _with_user(files: Certificates, folder: Path) -> Generator[BrokerProcess]:
         users.chmod(0o644)
         folder.chmod(0o755)
         common = f"allow_anonymous false\npassword_file {users}\n"
-        with mosquitto(listeners={"mqtt": common, "mqtts": common + _tls_lines(files)}) as broker:
+        listeners = {"mqtt": common, "mqtts": common + _tls_lines(files)}
+        with mosquitto(listeners=listeners | {"web": common + "protocol websockets"}) as broker:
             yield broker
     else:
         hashed = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1).hash(PASSWORD)
@@ -102,7 +105,7 @@ def _with_user(files: Certificates, folder: Path) -> Generator[BrokerProcess]:
             action = "all"
             topics = ["interop/#"]
         """
-        flags = ("--mqtt", "127.0.0.1:0", "--mqtts", "127.0.0.1:0")
+        flags = [f"--{each}=127.0.0.1:0" for each in ("mqtt", "mqtts", "web")]
         with start_daemon(*flags, config=config) as broker:
             yield broker
 
@@ -161,6 +164,16 @@ def transport(request: pytest.FixtureRequest) -> str:
 def server(open_broker: BrokerProcess, transport: str, certificates: Certificates) -> Server:
     """The open broker, by TCP and by TLS."""
     return _server(open_broker, transport, certificates)
+
+
+@pytest.fixture(params=["ws", "wss"])
+def web_server(
+    request: pytest.FixtureRequest, open_broker: BrokerProcess, certificates: Certificates
+) -> Server:
+    """The open broker, by WebSocket over TCP and over TLS."""
+    if request.param == "ws":
+        return Server(open_broker.ports["web"], host="127.0.0.1", path="/mqtt")
+    return Server(open_broker.ports["webs"], cafile=str(certificates.authority), path="/mqtt")
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from tests.support import DEADLINE_S
 
 __all__ = [
     "PEERS",
+    "WEBSOCKET_PEERS",
     "Incoming",
     "MosquittoTools",
     "Peer",
@@ -52,6 +53,8 @@ class Server:
     """The authority that signed the broker's certificate; None for plain TCP."""
     certfile: str | None = None
     keyfile: str | None = None
+    path: str | None = None
+    """Where its WebSockets are, such as ``/mqtt``; None for MQTT over plain TCP or TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,6 +500,7 @@ class ProgramPeer(Peer):
                 cafile=server.cafile,
                 certfile=server.certfile,
                 keyfile=server.keyfile,
+                path=server.path,
                 version=version,
                 client_id=client_id,
                 clean=clean,
@@ -576,6 +580,10 @@ PEERS: dict[str, tuple[Peer, tuple[int, ...]]] = {
     "mqttjs": (ProgramPeer("mqttjs", ["node", "peer.mjs"], _HERE / "node"), (3, 4, 5)),
 }
 """Every foreign client with the protocol versions it speaks (3: MQTT 3.1, 4: 3.1.1, 5: 5.0)."""
+
+
+WEBSOCKET_PEERS = ("paho", "aiomqtt", "mqttjs")
+"""Those that speak MQTT over WebSocket, too."""
 
 
 def require(name: str) -> None:

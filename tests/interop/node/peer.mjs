@@ -51,7 +51,7 @@ function open(request) {
   const options = {
     host: request.host,
     port: request.port,
-    protocol: request.cafile ? "mqtts" : "mqtt",
+    protocol: (request.path ? "ws" : "mqtt") + (request.cafile ? "s" : ""),
     clientId: request.client_id,
     clean: request.clean,
     protocolVersion: request.version,
@@ -59,9 +59,11 @@ function open(request) {
     connectTimeout: 10_000,
     resubscribe: false,
   };
+  if (request.path) options.path = request.path;
   if (request.version === 3) options.protocolId = "MQIsdp";
   if (request.version === 5) options.properties = { sessionExpiryInterval: request.expiry_s };
   if (request.cafile) options.ca = readFileSync(request.cafile);
+  if (request.cafile && request.path) options.wsOptions = { ca: options.ca };
   if (request.certfile) {
     options.cert = readFileSync(request.certfile);
     options.key = readFileSync(request.keyfile);

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 from typing import Any
 
 import aiomqtt
@@ -11,7 +10,11 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from tests.interop.programs.lines import Deliver, Refused, decode, run
-from tests.interop.programs.paho_peer import publish_properties, received_properties
+from tests.interop.programs.paho_peer import (
+    break_connection,
+    publish_properties,
+    received_properties,
+)
 
 
 class AiomqttSession:
@@ -46,9 +49,7 @@ class AiomqttSession:
 
     async def abort(self) -> None:
         """Break the connection below the library, which has no call for that."""
-        connection = self.client._client.socket()
-        assert isinstance(connection, socket.socket)
-        connection.shutdown(socket.SHUT_RDWR)
+        break_connection(self.client._client)
         await self._end_reader()
         with contextlib.suppress(aiomqtt.MqttError):
             await self.client.__aexit__(None, None, None)
@@ -85,6 +86,8 @@ class Aiomqtt:
             properties=properties,
             tls_params=tls,
             will=will,
+            transport="websockets" if request["path"] else "tcp",
+            websocket_path=request["path"],
             timeout=5,  # it does not see that TLS fails, and waits so long for CONNACK
         )
         try:

@@ -45,6 +45,14 @@ def received_properties(properties: Properties | None) -> dict[str, Any]:
     return found
 
 
+def break_connection(client: paho.Client) -> None:
+    """Break the connection below the library, which has no call for that."""
+    connection = client.socket()
+    below = getattr(connection, "_socket", connection)  # what paho's wrapper for WebSocket has
+    assert isinstance(below, socket.socket)
+    below.shutdown(socket.SHUT_RDWR)
+
+
 class PahoSession:
     """A paho client with its network thread."""
 
@@ -73,9 +81,7 @@ class PahoSession:
 
     async def abort(self) -> None:
         """Break the connection."""
-        connection = self.client.socket()
-        assert isinstance(connection, socket.socket)
-        connection.shutdown(socket.SHUT_RDWR)
+        break_connection(self.client)
         await asyncio.to_thread(self.client.loop_stop)
 
 
@@ -91,8 +97,11 @@ class Paho:
             client_id=request["client_id"],
             clean_session=None if version == 5 else request["clean"],
             protocol=MQTTProtocolVersion(version),
+            transport="websockets" if request["path"] else "tcp",
             reconnect_on_failure=False,
         )
+        if request["path"]:
+            client.ws_set_options(request["path"])
         if request["user"] is not None:
             client.username_pw_set(request["user"], request["password"])
         if request["cafile"]:
