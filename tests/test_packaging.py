@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LINKS = ("bridges", "broker", "clients", "protocols")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
-IMPORTED_AS = {"argon2-cffi": "argon2"}
+IMPORTED_AS = {"argon2-cffi": "argon2", "prometheus-client": "prometheus_client"}
 """Distributions whose import name is not their own."""
 
 FOR_LATER: dict[str, str] = {}

@@ -45,7 +45,7 @@ class Journal:
         statistics: Statistics,
         wall_clock_offset_s: float,
     ) -> None:
-        self.commits = Commits(store)
+        self.commits = Commits(store, timers, statistics)
         self.shelf = Shelf(store, self.commits, timers, wall_clock_offset_s)
         self.timers = timers
         self.limits = limits

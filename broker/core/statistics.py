@@ -1,8 +1,33 @@
 """What a node counts: counters, which only grow, and gauges of what no single object owns."""
 
+from bisect import bisect_left
 from collections import defaultdict
+from typing import Final
 
-__all__ = ["Statistics"]
+__all__ = ["SECONDS", "Histogram", "Statistics"]
+
+SECONDS: Final = tuple(
+    factor * 10.0**power for power in range(-5, 1) for factor in (1, 2.5, 5)
+)  # from 10 µs to 5 s
+"""Upper bounds of the cells of a histogram of times."""
+
+
+class Histogram:
+    """How often a measured value fell into which cell."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...] = SECONDS) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        """By cell: each up to and with its bound, the last one above all of them."""
+        self.total = 0.0
+        """The sum of all values."""
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
 
 
 class Statistics:
@@ -13,8 +38,11 @@ class Statistics:
         "bytes_sent",
         "clients_expired",
         "clients_maximum",
+        "commit_s",
         "connections_opened",
+        "delivery_s",
         "dropped",
+        "durable_delivery_s",
         "other_packets_sent",
         "packets_received",
         "publish_bytes_received",
@@ -28,6 +56,7 @@ class Statistics:
         "requests_received",
         "requests_repeated",
         "sockets_opened",
+        "tick_s",
     )
 
     def __init__(self) -> None:
@@ -69,6 +98,15 @@ class Statistics:
         """Answers that somebody waited for; others are among `dropped`."""
         self.dropped: defaultdict[str, int] = defaultdict(int)
         """Messages that did not reach a receiver, by reason."""
+
+        self.tick_s = Histogram()
+        """Ticks of the reactor, from the input to the last byte sent; a sample of them."""
+        self.delivery_s = Histogram()
+        """Those of them that delivered messages, none of which took longer to get through."""
+        self.commit_s = Histogram()
+        """Commits, from when the store has them until they are durable, to the length of a tick."""
+        self.durable_delivery_s = Histogram()
+        """Commits, from when the first change was recorded until what waited for it goes out."""
 
     @property
     def packets_sent(self) -> int:

@@ -117,6 +117,8 @@ class Broker:
         self._trusted = Networks() if trusted is None else trusted
         self._web = make_web(
             self.node,
+            self.reactor,
+            self._store,
             WebSettings() if web is None else web,
             make_mqtt=self._mqtt_connection,
             reasons=self.not_ready,
@@ -146,7 +148,7 @@ class Broker:
         """
         make = self._make[scheme.removesuffix("s") if scheme in TLS_SCHEMES else scheme]
         listener = self.reactor.listen(
-            address, make, tls=tls, trusted=self._trusted, proxied=proxied
+            address, make, tls=tls, trusted=self._trusted, proxied=proxied, name=scheme
         )
         self.listening.append((scheme, listener.address))
         return listener.address

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
+from ganglion import __version__
 from ganglion.broker.core.node import Node
+from ganglion.broker.daemon.metrics import Metrics, Sources
 from ganglion.broker.net import Protocol
 from ganglion.broker.net.addresses import Networks
+from ganglion.broker.net.reactor import Reactor
+from ganglion.broker.store import Store
 from ganglion.protocols.http.health import serve_health
 from ganglion.protocols.http.origins import Origins
 from ganglion.protocols.http.routes import Routes
@@ -32,6 +36,8 @@ class WebSettings:
 
 def make_web(
     node: Node,
+    reactor: Reactor,
+    store: Store,
     settings: WebSettings,
     *,
     make_mqtt: Callable[[], Protocol],
@@ -46,7 +52,7 @@ def make_web(
     routes = Routes()
     serve_health(routes, reasons)
     serve_files(routes, dict(_browser_files()))
-    return HttpServer(
+    server = HttpServer(
         node,
         routes,
         websockets,
@@ -54,6 +60,9 @@ def make_web(
         trusted=trusted,
         wall_clock_offset_s=wall_clock_offset_s,
     )
+    metrics = Metrics(Sources(node, reactor, store, server, __version__, wall_clock_offset_s))
+    routes.add("GET", "/metrics", metrics.answer)
+    return server
 
 
 def _browser_files() -> Iterator[tuple[str, bytes]]:

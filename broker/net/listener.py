@@ -47,12 +47,21 @@ class Listener:
         trusted: Networks | None = None,
         *,
         proxied: bool = False,
+        name: str = "",
     ) -> None:
         self.address = address
         self.make_protocol = make_protocol
         self.tls = tls
         self.trusted = trusted or Networks()
         self.proxied = proxied
+        self.name = name
+        """What its figures are called by: the scheme of what is spoken there."""
+        self.connections = 0
+        """Open ones that were accepted here."""
+        self.connections_opened = 0
+        self.bytes_received = 0
+        """As in `Statistics`, of these connections."""
+        self.bytes_sent = 0
         self._reactor = reactor
         self._socket = listening
         self._is_accepting = False

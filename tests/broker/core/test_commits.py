@@ -5,6 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from ganglion.broker.core.commits import Commits
+from ganglion.broker.core.statistics import Statistics
+from ganglion.broker.core.timers import Timers
 from ganglion.broker.store import Batch, Kind
 from ganglion.broker.store.memory import MemoryStore
 
@@ -28,7 +30,7 @@ class HeldStore(MemoryStore):
 
 def test_without_changes_effects_run_at_once() -> None:
     """When nothing is recorded and nothing under way, there is nothing to wait for."""
-    commits = Commits(MemoryStore())
+    commits = Commits(MemoryStore(), Timers(), Statistics())
     seen: list[str] = []
     commits.after_commit(lambda: seen.append("now"))
     assert seen == ["now"]
@@ -37,7 +39,7 @@ def test_without_changes_effects_run_at_once() -> None:
 def test_effects_wait_for_the_commit() -> None:
     """An effect runs when everything recorded before it is durable, not at `flush`."""
     store = HeldStore()
-    commits = Commits(store)
+    commits = Commits(store, Timers(), Statistics())
     seen: list[str] = []
     commits.put(Kind.RETAINED, b"k", b"v")
     commits.after_commit(lambda: seen.append("after"))
@@ -53,7 +55,7 @@ def test_effects_wait_for_the_commit() -> None:
 def test_effects_behind_a_commit_under_way_wait_for_it() -> None:
     """What is registered with nothing new recorded waits for the last commit under way."""
     store = HeldStore()
-    commits = Commits(store)
+    commits = Commits(store, Timers(), Statistics())
     seen: list[str] = []
     commits.put(Kind.RETAINED, b"k", b"v")
     commits.flush()
@@ -66,7 +68,7 @@ def test_effects_behind_a_commit_under_way_wait_for_it() -> None:
 def test_order() -> None:
     """Effects run in the order of registration, over several batches."""
     store = HeldStore()
-    commits = Commits(store)
+    commits = Commits(store, Timers(), Statistics())
     seen: list[int] = []
     for number in range(6):
         if number % 2 == 0:
@@ -83,7 +85,7 @@ def test_order() -> None:
 def test_changes_during_a_commit_go_together() -> None:
     """What is recorded while a commit is under way makes one batch, however many ticks it took."""
     store = HeldStore()
-    commits = Commits(store)
+    commits = Commits(store, Timers(), Statistics())
     for number in range(5):
         commits.put(Kind.RETAINED, b"%d" % number, b"")
         commits.flush()
@@ -100,7 +102,7 @@ def test_changes_during_a_commit_go_together() -> None:
 def test_effects_may_record_and_register(held: bool) -> None:
     """What an effect records is committed too, and what it registers runs behind it."""
     store = HeldStore() if held else MemoryStore()
-    commits = Commits(store)
+    commits = Commits(store, Timers(), Statistics())
     seen: list[str] = []
 
     def first() -> None:
@@ -123,7 +125,7 @@ def test_effects_may_record_and_register(held: bool) -> None:
 def test_flush_without_changes_commits_nothing() -> None:
     """An idle tick costs no commit."""
     store = MemoryStore()
-    commits = Commits(store)
+    commits = Commits(store, Timers(), Statistics())
     commits.flush()
     commits.after_commit(lambda: None)
     commits.flush()
@@ -133,7 +135,7 @@ def test_flush_without_changes_commits_nothing() -> None:
 def test_many_changes_are_one_commit() -> None:
     """What a tick records is committed together (group commit)."""
     store = MemoryStore()
-    commits = Commits(store)
+    commits = Commits(store, Timers(), Statistics())
     for number in range(100):
         commits.put(Kind.RETAINED, b"%d" % number, b"")
     commits.delete(Kind.RETAINED, b"7")
@@ -144,7 +146,7 @@ def test_many_changes_are_one_commit() -> None:
 
 def test_an_effect_that_fails_costs_only_itself() -> None:
     """The effects behind one that raises run all the same, and the error is not lost."""
-    commits = Commits(MemoryStore())
+    commits = Commits(MemoryStore(), Timers(), Statistics())
     seen: list[str] = []
 
     def fails() -> None:
@@ -160,3 +162,24 @@ def test_an_effect_that_fails_costs_only_itself() -> None:
     commits.after_commit(lambda: seen.append("later"))
     commits.flush()
     assert seen == ["behind", "later"]
+
+
+def test_how_long_commits_take_is_measured() -> None:
+    """From the first record to its effects, and the part of that in which the store has it."""
+    statistics, timers, store = Statistics(), Timers(), HeldStore()
+    commits = Commits(store, timers, statistics)
+    commits.put(Kind.RETAINED, b"a", b"1")
+    timers.run(0.3)
+    commits.put(Kind.RETAINED, b"b", b"1")
+    commits.flush()
+    timers.run(0.4)
+    commits.put(Kind.RETAINED, b"c", b"1")  # waits for the first
+    commits.flush()
+    timers.run(1.0)
+    store.release()
+    commits.flush()
+    timers.run(1.5)
+    store.release()
+    assert statistics.commit_s.total == pytest.approx(0.7 + 0.5)
+    assert statistics.durable_delivery_s.total == pytest.approx(1.0 + 1.1)
+    assert sum(statistics.commit_s.counts) == sum(statistics.durable_delivery_s.counts) == 2
