@@ -10,6 +10,7 @@ import trio
 
 from ganglion import GanglionError
 from ganglion.broker.core.limits import InvalidLimit, Limits
+from ganglion.broker.core.queue_definition import QueueDefinition
 from ganglion.broker.daemon.client import MqttClient, Refused, Target
 from ganglion.protocols.mqtt.packets import Publish
 from ganglion.protocols.mqtt.reasons import Reason
@@ -161,3 +162,25 @@ def test_wrong_options_are_told(
     """A mistake in an option raises where the broker is asked for, also through the thread."""
     with pytest.raises(error, match=words), broker_thread(**options):
         pytest.fail("the body must not run")
+
+
+def test_queues_and_streams_are_there_from_the_start() -> None:
+    """They are given as definitions or as mappings, and a mistake in one is named."""
+    queues = [QueueDefinition(name="a"), {"name": "b", "bindings": "t"}]
+    streams = [{"name": "c", "bindings": ["t"]}]
+    with (
+        broker_thread(queues=queues, streams=streams) as running,
+        MqttClient(Target.parse(running.url)) as client,
+    ):
+        client.publish(Publish("t", b"x", qos=1))
+        client.settle()
+        client.subscribe(["$queue/b", "$stream/c?from=first"], 1)
+        messages = client.messages(time.monotonic() + 10)
+        assert [next(messages).payload for _ in range(2)] == [b"x", b"x"]
+    for options, text in (
+        ({"queues": [{"name": "a", "lease": 5}]}, "queue 1: lease is not a field"),
+        ({"streams": [{}]}, "stream 1: name is missing"),
+        ({"queues": [{"name": "a"}, {"name": "a", "priorities": 2}]}, "queue a has 1 priorities"),
+    ):
+        with pytest.raises(InvalidOption, match=text), broker_thread(**options):
+            pass

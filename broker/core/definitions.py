@@ -12,9 +12,12 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from urllib.parse import unquote
 
 from ganglion import GanglionError
+from ganglion.broker.core.limits import Limits
+from ganglion.broker.core.topics import InvalidTopic, check_topic_filter
 
 __all__ = [
     "InvalidDefinition",
+    "check_bindings",
     "check_name",
     "check_number",
     "options_from_text",
@@ -25,6 +28,9 @@ __all__ = [
 
 _NAME_SIZE_MAX = 128
 _NOT_IN_NAMES = "/+#?$%"
+_NOT_BOUND_TO = ("$queue/", "$stream/", "$share/")
+# The limits of the node hold where a filter comes in; one that is recorded may be from before.
+_SYNTAX_ONLY = Limits(topic_size_max_bytes=65_535, topic_levels_max=32_768)
 _TRUE = {"true", "yes", "on", "1", ""}
 _FALSE = {"false", "no", "off", "0"}
 
@@ -51,6 +57,20 @@ def check_name(name: str, what: str) -> None:
             f"{name!r} cannot be the name of a {what}: it has one of {' '.join(_NOT_IN_NAMES)} or "
             "a character that cannot be printed"
         )
+
+
+def check_bindings(bindings: tuple[str, ...], what: str) -> None:
+    """Raise `InvalidDefinition` unless a queue or stream (`what`) can be bound to these filters."""
+    for topic_filter in bindings:
+        if topic_filter.startswith(_NOT_BOUND_TO):
+            raise InvalidDefinition(
+                f"a {what} cannot be bound to {topic_filter!r}: what is sent to a queue or a "
+                "stream goes there alone, and a binding shares nothing"
+            )
+        try:
+            check_topic_filter(topic_filter, _SYNTAX_ONLY)
+        except InvalidTopic as error:
+            raise InvalidDefinition(f"binding {topic_filter!r}: {error}") from None
 
 
 def check_number(option: str, value: float, least: float, most: float) -> None:

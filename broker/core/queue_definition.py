@@ -3,7 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ganglion.broker.core.definitions import InvalidDefinition, check_name, check_number
+from ganglion.broker.core.definitions import (
+    InvalidDefinition,
+    check_bindings,
+    check_name,
+    check_number,
+)
 
 __all__ = ["QueueDefinition"]
 
@@ -46,6 +51,7 @@ class QueueDefinition:
     def __post_init__(self) -> None:
         """Check every option."""
         check_name(self.name, "queue")
+        check_bindings(self.bindings, "queue")
         year_s = 366 * 86_400.0
         check_number("lease_s", self.lease_s, 0.001, year_s)
         check_number("max_deliveries", self.max_deliveries, 0, 2**31)

@@ -13,13 +13,17 @@ A subscription stays when its queue or stream is deleted; it goes on as soon as 
 name again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from ganglion.broker.core.access import Access, Client, Decision
 from ganglion.broker.core.backlog import Shelf
-from ganglion.broker.core.definitions import options_from_text, with_options
+from ganglion.broker.core.definitions import (
+    InvalidDefinition,
+    options_from_text,
+    with_options,
+)
 from ganglion.broker.core.queue import QUEUE_PREFIX
 from ganglion.broker.core.queue_definition import QueueDefinition
 from ganglion.broker.core.queues import Queues
@@ -120,6 +124,19 @@ class Sources:
             self.streams.declare(StreamDefinition(name=topic.removeprefix(STREAM_PREFIX)))
         else:
             self.queues.declare(QueueDefinition(name=topic.removeprefix(QUEUE_PREFIX)))
+
+    def define(self, definitions: Iterable[QueueDefinition | StreamDefinition]) -> list[str]:
+        """Let these be there and be as they say; why that cannot be, of those that cannot."""
+        wrong: list[str] = []
+        for definition in definitions:
+            try:
+                if isinstance(definition, StreamDefinition):
+                    self.streams.declare(definition)
+                else:
+                    self.queues.declare(definition)
+            except InvalidDefinition as error:
+                wrong.append(str(error))
+        return wrong
 
     def declare(
         self, client: Client, wanted: SourceFilter, options: tuple[tuple[str, str], ...]

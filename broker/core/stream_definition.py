@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ganglion.broker.core.definitions import check_name, check_number
+from ganglion.broker.core.definitions import check_bindings, check_name, check_number
 
 __all__ = ["StreamDefinition"]
 
@@ -32,6 +32,7 @@ class StreamDefinition:
     def __post_init__(self) -> None:
         """Check every option."""
         check_name(self.name, "stream")
+        check_bindings(self.bindings, "stream")
         century_s = 100 * 366 * 86_400.0
         check_number("max_age_s", self.max_age_s, 0, century_s)
         check_number("max_bytes", self.max_bytes, 0, 2**53)

@@ -1,7 +1,8 @@
 """The node's own figures as retained messages under ``$SYS/broker``, named as Mosquitto names them.
 
-Exporters and dashboards made for Mosquitto so work unchanged. A topic is published when its
-value has changed since the last time.
+Exporters and dashboards made for Mosquitto so work unchanged. Beside them stand figures of queues
+and streams, all of them together and, of the first ones, each. A topic is published when its value
+has changed since the last time.
 """
 
 import resource
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["SysTopics"]
 
 _ROOT = "$SYS/broker/"
+_SHOWN_MAX = 1000  # queues, and streams, that have topics of their own: they are retained messages
 _LOAD_MINUTES = (1, 5, 15)
 _LOADS = (
     # (topic, the counter whose growth per minute it averages)
@@ -37,6 +39,7 @@ class SysTopics:
         self._interval_s = interval_s
         self._started = node.timers.now
         self._last: dict[str, str] = {}
+        self._sources: set[str] = set()
         self._counters = dict.fromkeys((name for _, name in _LOADS), 0)
         self._loads: dict[tuple[str, int], float] = {}
         self._published_at = self._started
@@ -56,6 +59,7 @@ class SysTopics:
         self._publish("uptime", f"{int(now - self._started)} seconds")
         for topic, value in self._gauges().items():
             self._publish(topic, str(value))
+        self._publish_sources()
         self._publish_loads(now)
 
     def _gauges(self) -> dict[str, int]:
@@ -92,6 +96,31 @@ class SysTopics:
             "bytes/sent": counted.bytes_sent,
             "heap/maximum": usage.ru_maxrss * 1024,
         }
+
+    def _publish_sources(self) -> None:
+        node = self._node
+        figures = {"queues/count": len(node.queues), "streams/count": len(node.streams)}
+        for total in ("queues/messages", "queues/bytes", "streams/records", "streams/bytes"):
+            figures[total] = 0
+        for index, queue in enumerate(node.queues):
+            figures["queues/messages"] += queue.count
+            figures["queues/bytes"] += queue.size_bytes
+            if index < _SHOWN_MAX:
+                figures[f"queue/{queue.name}/messages"] = queue.count
+                figures[f"queue/{queue.name}/consumers"] = len(queue.consumers)
+        for index, stream in enumerate(node.streams):
+            kept = stream.statistics()
+            figures["streams/records"] += kept.records
+            figures["streams/bytes"] += kept.bytes
+            if index < _SHOWN_MAX:
+                figures[f"stream/{stream.name}/records"] = kept.records
+                figures[f"stream/{stream.name}/last"] = kept.last
+        for topic in self._sources - figures.keys():  # of what was deleted
+            del self._last[topic]
+            node.publish_own(_ROOT + topic, b"", retain=True)
+        self._sources = set(figures)
+        for topic, value in figures.items():
+            self._publish(topic, str(value))
 
     def _publish_loads(self, now: float) -> None:
         """Moving averages per minute over 1, 5 and 15 minutes, weighted exponentially."""

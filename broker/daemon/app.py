@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import trio
@@ -21,7 +21,9 @@ from ganglion.broker.core.access import Access
 from ganglion.broker.core.authentication import Users
 from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.node import Node
+from ganglion.broker.core.queue_definition import QueueDefinition
 from ganglion.broker.core.refusals import Log
+from ganglion.broker.core.stream_definition import StreamDefinition
 from ganglion.broker.core.timers import Timers
 from ganglion.broker.daemon.authenticator import Authenticator
 from ganglion.broker.daemon.banner import banner, who_may_connect
@@ -181,8 +183,27 @@ class Broker:
         """
         self.reactor.call_soon(call)
 
-    async def reload(self, *, limits: Limits, access: Access, users: Users) -> None:
-        """Let these limits, rules and users act at once, also on what is connected already."""
+    def define(self, definitions: Iterable[QueueDefinition | StreamDefinition]) -> list[str]:
+        """Let these queues and streams be there, and be as they say; what others there are stay.
+
+        Why that cannot be, one sentence each, of those that cannot: they stay as they are. Before
+        `run`, or in its thread.
+        """
+        return self.node.sources.define(definitions)
+
+    async def reload(
+        self,
+        *,
+        limits: Limits,
+        access: Access,
+        users: Users,
+        definitions: Iterable[QueueDefinition | StreamDefinition] = (),
+    ) -> list[str]:
+        """Let these limits, rules and users act at once, also on what is connected already.
+
+        ``definitions`` and what is returned are as in `define`.
+        """
+        wrong: list[str] = []
 
         def take_over() -> None:
             self.authenticator.replace(users, users_exist=access.users_exist)
@@ -191,8 +212,10 @@ class Broker:
             self.node.reload(
                 limits=limits, access=access, users=users if access.users_exist else None
             )
+            wrong.extend(self.define(definitions))
 
         await self._in_tick(take_over)
+        return wrong
 
     async def drain(self) -> bool:
         """Stop listening, say goodbye to every client, and wait (a bounded time) until all have it.
@@ -265,6 +288,7 @@ def run(load: Callable[[], Configuration]) -> None:
         for listener in configuration.listeners:
             proxied = listener.scheme in configuration.proxied
             _listen(broker, listener, materials, proxied=proxied)
+        _say_undefined(broker.define(_definitions(configuration)), logs.logger)
         _run_service(_Service(broker, configuration, materials, logs, load), logs)
     finally:
         broker.close()
@@ -375,9 +399,16 @@ class _Service:
         if materials.tls is not None and self._materials.tls is not None:
             self._materials.tls.context = materials.tls.context
         self._logs.set_level(configuration.log_level)
-        await self._broker.reload(
-            limits=configuration.limits, access=materials.access, users=materials.users
+        wrong = await self._broker.reload(
+            limits=configuration.limits,
+            access=materials.access,
+            users=materials.users,
+            definitions=_definitions(configuration),
         )
+        _say_undefined(wrong, log)
+        named = {_title(each) for each in _definitions(configuration)}
+        if left := {_title(each) for each in _definitions(self._configuration)} - named:
+            log.warning("not in the configuration any more, and kept", kept=sorted(left))
         self._configuration = configuration
         self._materials = Materials(
             materials.users, materials.access, self._materials.tls or materials.tls
@@ -386,6 +417,20 @@ class _Service:
         log.info(
             "reloaded", users=len(materials.users), rules=len(configuration.rules), access=access
         )
+
+
+def _definitions(configuration: Configuration) -> list[QueueDefinition | StreamDefinition]:
+    return [*configuration.queues, *configuration.streams]
+
+
+def _title(definition: QueueDefinition | StreamDefinition) -> str:
+    what = "queue" if isinstance(definition, QueueDefinition) else "stream"
+    return f"{what} {definition.name}"
+
+
+def _say_undefined(wrong: list[str], log: Logger) -> None:
+    for problem in wrong:
+        log.error("kept as it was", problem=problem)
 
 
 def _certificate_is_user(configuration: Configuration) -> bool:

@@ -11,14 +11,17 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from ganglion import GanglionError
 from ganglion.broker.core.access import Rule
 from ganglion.broker.core.limits import Limits
+from ganglion.broker.core.queue_definition import QueueDefinition
+from ganglion.broker.core.stream_definition import StreamDefinition
+from ganglion.broker.daemon.definitions import parse_queues, parse_streams
 from ganglion.broker.daemon.rules import parse_rules
 from ganglion.broker.daemon.settings import (
     CONFIG_VARIABLE,
@@ -44,6 +47,8 @@ __all__ = [
     "load",
     "shown",
 ]
+
+_T = TypeVar("_T")
 
 _FILE_SIZE_MAX_BYTES = 4 * 1024 * 1024  # a configuration is small: more is a wrong file
 
@@ -144,6 +149,9 @@ class Configuration:
     insecure: bool
     rules: tuple[Rule, ...]
     """In order: the first that matches decides."""
+    queues: tuple[QueueDefinition, ...]
+    """Behind the queues that their dead letters go to."""
+    streams: tuple[StreamDefinition, ...]
     limits: Limits
     log_level: str
     log_format: str
@@ -323,7 +331,8 @@ def _complete(
     limits = Limits(
         **{each.name: default(f"limits.{each.name}", each.default) for each in fields(Limits)}
     )
-    default("rules", ())
+    for tables in ("rules", "queues", "streams"):
+        default(tables, ())
     mqtt = {name: default(f"mqtt.{name}", value) for name, value in _MQTT_DEFAULTS.items()}
     configuration = Configuration(
         node_name=default("node.name", socket.gethostname()),
@@ -333,7 +342,9 @@ def _complete(
         users_file=cast("Path | None", found["access.users"]),
         anonymous=default("access.anonymous", value=False),
         insecure=default("access.insecure", value=False),
-        rules=_rules(found["rules"], sources["rules"], problems),
+        rules=tuple(_parsed(parse_rules, "rules", found, sources, problems)),
+        queues=tuple(_parsed(parse_queues, "queues", found, sources, problems)),
+        streams=tuple(_parsed(parse_streams, "streams", found, sources, problems)),
         limits=limits,
         log_level=default("log.level", "info"),
         log_format=default("log.format", "auto"),
@@ -352,10 +363,17 @@ def _complete(
     return configuration
 
 
-def _rules(tables: object, source: str, problems: list[Problem]) -> tuple[Rule, ...]:
-    rules, wrong = parse_rules(cast("tuple[Mapping[str, object], ...]", tables))
-    problems += [Problem(source, key, rule) for key, rule in wrong]
-    return tuple(rules)
+def _parsed(
+    parse: Callable[[Iterable[Mapping[str, object]]], tuple[list[_T], list[tuple[str, str]]]],
+    name: str,
+    found: Mapping[str, object],
+    sources: Mapping[str, str],
+    problems: list[Problem],
+) -> list[_T]:
+    """What a list of tables says."""
+    values, wrong = parse(cast("tuple[Mapping[str, object], ...]", found[name]))
+    problems += [Problem(sources[name], key, rule) for key, rule in wrong]
+    return values
 
 
 def _tls(found: Mapping[str, object], default: Any) -> Tls | None:
@@ -462,9 +480,9 @@ def shown(key: Key, value: object) -> str:
         return "(none)"
     if isinstance(value, bool):
         return str(value).lower()
-    if key.name == "rules":
+    if key.name in ("rules", "queues", "streams"):
         count = len(cast("tuple[object, ...]", value))
-        return f"{count} rule{'' if count == 1 else 's'}"
+        return f"{count} {key.name.removesuffix('s') if count == 1 else key.name}"
     if isinstance(value, tuple):
         return "[" + ", ".join(f'"{each}"' for each in cast("tuple[object, ...]", value)) + "]"
     return f'"{value}"' if isinstance(value, str | Path) else str(value)

@@ -216,19 +216,20 @@ def _origins(raw: Raw) -> tuple[str, ...]:
     return origins
 
 
-def _rules(raw: Raw) -> tuple[Mapping[str, object], ...]:
-    value: object = raw.value
-    if raw.textual and isinstance(value, str):
-        try:
-            value = tomllib.loads(f"rules = {value}").get("rules")
-        except tomllib.TOMLDecodeError as error:
-            raise BadValue(f"must be a TOML list of inline tables: {error}") from None
-    if not isinstance(value, list):
-        raise BadValue("must be a list of tables, each written [[rules]]")
-    items = cast("list[object]", value)
-    if not all(isinstance(item, dict) for item in items):
-        raise BadValue("must be a list of tables, each written [[rules]]")
-    return tuple(cast("list[dict[str, object]]", items))
+def _tables(name: str) -> Kind:
+    def kind(raw: Raw) -> tuple[Mapping[str, object], ...]:
+        value: object = raw.value
+        if raw.textual and isinstance(value, str):
+            try:
+                value = tomllib.loads(f"{name} = {value}").get(name)
+            except tomllib.TOMLDecodeError as error:
+                raise BadValue(f"must be a TOML list of inline tables: {error}") from None
+        items = cast("list[object]", value) if isinstance(value, list) else [None]
+        if not all(isinstance(item, dict) for item in items):
+            raise BadValue(f"must be a list of tables, each written [[{name}]]")
+        return tuple(cast("list[dict[str, object]]", items))
+
+    return kind
 
 
 def _limit_keys() -> list[Key]:
@@ -307,11 +308,13 @@ _ALL = [
     ),
     Key(
         "rules",
-        _rules,
+        _tables("rules"),
         "ordered rules that say who may do what: the first match decides",
         None,
         True,
     ),
+    Key("queues", _tables("queues"), "queues that there are to be", reloads=True),
+    Key("streams", _tables("streams"), "streams that there are to be", reloads=True),
     Key(
         "log.level",
         _choice("debug", "info", "warning", "error"),
@@ -370,4 +373,4 @@ KEYS: Mapping[str, Key] = {key.name: key for key in [*_ALL, *_limit_keys()]}
 """All keys by name, in the order in which they are shown."""
 
 TABLES = tuple(dict.fromkeys(name.partition(".")[0] for name in KEYS if "." in name))
-"""The names of the tables that a configuration file may have, ``[[rules]]`` aside."""
+"""The names of the tables that a configuration file may have, but for lists of tables."""

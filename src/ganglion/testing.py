@@ -17,11 +17,11 @@ context is entered. Without users everything is allowed to everybody.
 """
 
 import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import trio
 
@@ -29,12 +29,17 @@ from ganglion import GanglionError
 from ganglion.broker.core.access import Access, Rule
 from ganglion.broker.core.authentication import Users
 from ganglion.broker.core.limits import Limits
+from ganglion.broker.core.queue_definition import QueueDefinition
 from ganglion.broker.core.refusals import Log
+from ganglion.broker.core.stream_definition import StreamDefinition
 from ganglion.broker.daemon.app import Broker
+from ganglion.broker.daemon.definitions import parse_queues, parse_streams
 from ganglion.broker.daemon.rules import parse_rules
 from ganglion.broker.net.addresses import Address
 
 __all__ = ["InvalidOption", "RunningBroker", "broker", "broker_thread"]
+
+_T = TypeVar("_T")
 
 _GROUPS = (BaseExceptionGroup, ExceptionGroup)  # they may carry a trio.Cancelled
 _STOP_TIMEOUT_S = 10.0  # a broker in memory stops in milliseconds: past this something hangs
@@ -80,6 +85,8 @@ class broker:  # noqa: N801 - used as a function: `async with ganglion.testing.b
         rules: Iterable[Rule | Mapping[str, object]] = (),
         anonymous: bool = False,
         limits: Limits | Mapping[str, float] | None = None,
+        queues: Iterable[QueueDefinition | Mapping[str, object]] = (),
+        streams: Iterable[StreamDefinition | Mapping[str, object]] = (),
         sys_interval_s: float = 0.0,
         web: bool = False,
         log: Log | None = None,
@@ -90,12 +97,17 @@ class broker:  # noqa: N801 - used as a function: `async with ganglion.testing.b
         ``rules``, which are `Rule` objects or mappings with their fields. ``anonymous`` lets
         clients without a user name in beside users. Passwords work, SCRAM does not (its keys are
         made by ``ganglion passwd``). ``limits`` are `Limits`, or the values of those
-        that differ from the defaults. ``sys_interval_s`` is how often ``$SYS`` topics are
-        published in seconds, 0 for never. With ``web`` there is a web listener, too. ``log`` is a
-        structlog logger or alike; without one the broker is silent. Raises `InvalidOption`.
+        that differ from the defaults. ``queues`` and ``streams`` are definitions, or mappings with
+        their fields, of what there is from the start. ``sys_interval_s`` is how often ``$SYS``
+        topics are published in seconds, 0 for never. With ``web`` there is a web listener, too.
+        ``log`` is a structlog logger or alike; without one the broker is silent. Raises
+        `InvalidOption`.
         """
         exist = bool(users)
-        access = Access(_rules(rules), users_exist=exist, anonymous=anonymous or not exist)
+        defined_queues = _parsed("queue", queues, QueueDefinition, parse_queues)
+        defined_streams = _parsed("stream", streams, StreamDefinition, parse_streams)
+        parsed_rules = _parsed("rule", rules, Rule, parse_rules)
+        access = Access(parsed_rules, users_exist=exist, anonymous=anonymous or not exist)
         self._broker = Broker(
             log=_Silent() if log is None else log,
             limits=_limits(limits),
@@ -103,6 +115,9 @@ class broker:  # noqa: N801 - used as a function: `async with ganglion.testing.b
             users=_users(users or {}),
             sys_interval_s=sys_interval_s,
         )
+        if wrong := self._broker.define([*defined_queues, *defined_streams]):
+            self._broker.close()
+            raise InvalidOption("; ".join(wrong))
         self._web = web
         self._nursery = trio.open_nursery()
         self._scope = trio.CancelScope()
@@ -191,16 +206,22 @@ class _Silent:
         pass
 
 
-def _rules(rules: Iterable[Rule | Mapping[str, object]]) -> list[Rule]:
-    made: list[Rule] = []
-    for number, rule in enumerate(rules, 1):
-        if isinstance(rule, Rule):
-            made.append(rule)
+def _parsed(
+    what: str,
+    given: Iterable[_T | Mapping[str, object]],
+    kind: type[_T],
+    parse: Callable[[Iterable[Mapping[str, object]]], tuple[list[_T], list[tuple[str, str]]]],
+) -> list[_T]:
+    """Objects, and mappings with the fields of such objects."""
+    made: list[_T] = []
+    for number, each in enumerate(given, 1):
+        if isinstance(each, kind):
+            made.append(each)
             continue
-        parsed, wrong = parse_rules([rule])
+        parsed, wrong = parse([cast("Mapping[str, object]", each)])
         if wrong:
             words = "; ".join(f"{key.partition('.')[2]} {text}".strip() for key, text in wrong)
-            raise InvalidOption(f"rule {number}: {words}")
+            raise InvalidOption(f"{what} {number}: {words}")
         made += parsed
     return made
 

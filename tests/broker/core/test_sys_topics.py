@@ -169,3 +169,36 @@ def test_a_stopped_node_publishes_no_more() -> None:
     link.node.sys_topics.stop()
     link.node.sys_topics.stop()
     assert link.timers.next_deadline() is None
+
+
+def test_queues_and_streams_have_figures() -> None:
+    """All together and each; what is deleted leaves no retained message behind."""
+    link = Link(sys_interval_s=10.0)
+    client = link.connect("client")
+    client.subscribe("$queue/jobs", 1)
+    client.complete("$stream/log", b"x", 1)
+    client.complete("$queue/other", b"123", 1)
+    link.advance(10)
+
+    def figure(topic: str) -> bytes | None:
+        message = link.node.retained.get(f"$SYS/broker/{topic}")
+        return None if message is None else message.payload
+
+    expected = {
+        "queues/count": b"2",
+        "queues/messages": b"1",
+        "queues/bytes": b"15",
+        "streams/count": b"1",
+        "streams/records": b"1",
+        "queue/jobs/messages": b"0",
+        "queue/jobs/consumers": b"1",
+        "queue/other/messages": b"1",
+        "stream/log/records": b"1",
+        "stream/log/last": b"1",
+    }
+    assert {topic: figure(topic) for topic in expected} == expected
+    link.node.queues.delete("other")
+    link.advance(10)
+    assert figure("queues/count") == b"1"
+    assert figure("queue/other/messages") is None
+    assert figure("queue/jobs/messages") == b"0"

@@ -129,6 +129,29 @@ def test_rules_of_a_reload_act_on_open_connections(tmp_path: Path) -> None:
         assert may_publish(client, "closed/1")
 
 
+def test_queues_are_defined_at_the_start_and_by_a_reload() -> None:
+    """SIGHUP changes and adds; what cannot be stays as it was, what is not named any more too."""
+    first = '[[queues]]\nname = "jobs"\nbindings = "plant/#"\n[[queues]]\nname = "old"\n'
+    with start_daemon(config=first) as daemon, MqttClient(target(daemon)) as client:
+        client.publish(Publish("plant/a", b"1", qos=1))
+        client.settle()
+        second = first.replace("plant/#", "house/#").replace('"old"', '"new"')
+        daemon.config_path.write_text(second)
+        reload_and_wait(daemon, "reloaded")
+        assert daemon.wait_event("not in the configuration any more, and kept")["kept"] == [
+            "queue old"
+        ]
+        client.publish(Publish("plant/a", b"2", qos=1))
+        client.publish(Publish("house/a", b"3", qos=1))
+        client.settle()
+        daemon.config_path.write_text(second.replace('"jobs"', '"jobs"\npriorities = 3'))
+        reload_and_wait(daemon, "reloaded")
+        assert "priorities" in str(daemon.wait_event("kept as it was")["problem"])
+        client.subscribe(["$queue/jobs"], 1)
+        messages = client.messages(time.monotonic() + 10)
+        assert [next(messages).payload for _ in range(2)] == [b"1", b"3"]
+
+
 def test_users_of_a_reload_are_in_force(tmp_path: Path) -> None:
     """SIGHUP: a new user can log in, a deleted one cannot, although it was verified before."""
     users = tmp_path / "users"

@@ -242,6 +242,45 @@ def test_access_is_explained(
     assert words in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["publish", "$queue/in"], 0, "make it where it is not there: denied: no rule"),
+        (["publish", "$queue/in", "--retain"], 1, "they take no retained ones"),
+        (["publish", "$queue/own"], 0, "make it where it is not there: allowed"),
+        (["publish", "$queue/other"], 1, "denied by default"),
+        (["publish", "$SYS/x"], 1, "belong to the node"),
+        (["subscribe", "$queue/own"], 0, "make it where it is not there: allowed"),
+        (["subscribe", "$queue/in"], 1, "denied by default"),
+        (["subscribe", "$queue/own?lease_s=5/open/#"], 0, "change it to be so: allowed"),
+        (["subscribe", "$queue/own/secret/#"], 1, "change it to be so: denied: no rule"),
+        (["subscribe", "$share/g/$stream/own"], 0, "make it where it is not there: allowed"),
+    ],
+)
+def test_access_to_queues_is_explained(
+    tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    """For a queue or stream it is told as well whether the client may make it or bind to it."""
+    config = tmp_path / "config.toml"
+    config.write_text(
+        """
+        [[rules]]
+        effect = "allow"
+        topics = ["$queue/own", "$stream/own", "open/#"]
+        [[rules]]
+        effect = "allow"
+        action = "publish"
+        topics = "$queue/in"
+        [access]
+        users = "users"
+        """
+    )
+    (tmp_path / "users").write_text("")
+    result = run("acl", "explain", "ann", *arguments, "--config", str(config))
+    assert result.exit_code == code, result.output
+    assert words in result.stdout
+
+
 def test_an_unknown_user_is_pointed_out(access_configuration: str) -> None:
     """Explaining for a name that is in no users file says so, as it may be a slip."""
     result = run("acl", "explain", "ada", "publish", "home/x", "--config", access_configuration)

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ganglion.broker.core.limits import Limits
+from ganglion.broker.core.queue_definition import QueueDefinition
+from ganglion.broker.core.stream_definition import StreamDefinition
 from ganglion.broker.daemon.cli import EXIT_CONFIGURATION
 from ganglion.broker.daemon.config import (
     Configuration,
@@ -309,6 +311,9 @@ def test_the_users_file_of_the_data_directory_is_used(tmp_path: Path) -> None:
         ("limits.receive_max = 3.5", "limits.receive_max"),
         ("rules = 3", "rules"),
         ('rules = ["allow"]', "rules"),
+        ("queues = 3", "queues"),
+        ("streams = [3]", "streams"),
+        ('[[streams]]\nname = "a/b"', "streams[1]"),
     ],
 )
 def test_what_cannot_mean_anything_is_refused(tmp_path: Path, text: str, key: str) -> None:
@@ -346,6 +351,32 @@ def test_rules_keep_their_order_and_say_what_is_wrong(tmp_path: Path) -> None:
         ("rules[3].effekt", "is not a field of a rule; did you mean effect?"),
         ("rules[3].effect", "is missing"),
     }
+
+
+def test_queues_and_streams_are_tables(tmp_path: Path) -> None:
+    """Queues and streams are defined in the file, or in the environment of a container."""
+    text = """
+        [[queues]]
+        name = "jobs"
+        bindings = ["plant/#"]
+        dead_letter = "dead"
+        [[queues]]
+        name = "dead"
+        [[streams]]
+        name = "log"
+        max_age_s = 86400
+    """
+    configuration = read(tmp_path, text)
+    assert configuration.queues == (
+        QueueDefinition(name="dead"),
+        QueueDefinition(name="jobs", bindings=("plant/#",), dead_letter="dead"),
+    )
+    assert configuration.streams == (StreamDefinition(name="log", max_age_s=86_400.0),)
+    values = {key.name: shown(key, configuration.values[key.name]) for key in KEYS.values()}
+    assert (values["queues"], values["streams"]) == ("2 queues", "1 stream")
+    environment = {"GANGLION_QUEUES": '[{name = "a"}]', "GANGLION_STREAMS": "[{}]"}
+    (problem,) = problems(tmp_path, None, environment)
+    assert (problem.source, problem.key) == ("environment GANGLION_STREAMS", "streams[1].name")
 
 
 def test_rules_can_come_from_the_environment(tmp_path: Path) -> None:

@@ -291,3 +291,73 @@ def test_wills_of_many_reach_each_other() -> None:
         client.cut()
     got = [each for each in clients[-1].take() if isinstance(each, Publish)]
     assert [each.topic for each in got] == [f"will/{number}" for number in range(4)]
+
+
+class TestRestart:
+    """A will is in the store as long as its session is, if that outlives its connection."""
+
+    def _wills(self, link: Link) -> int:
+        watcher = link.connect("watcher", expiry_s=9999, clean_start=False)
+        count = len(watcher.messages())
+        watcher.subscribe("will", 2)
+        return count
+
+    def _link(self, delay_s: int = 0) -> Link:
+        link = Link()
+        assert self._wills(link) == 0
+        client = link.connect("client", expiry_s=600, will=_will(delay_s=delay_s))
+        assert client.session.will is not None
+        return link
+
+    def test_of_a_connected_client(self) -> None:
+        """The client of a node that was killed had no time to say goodbye: its will is sent."""
+        link = self._link().restart(down_s=5)
+        link.advance(0)
+        assert self._wills(link) == 1
+        link = link.restart()
+        link.advance(1000)
+        assert self._wills(link) == 0
+
+    def test_with_a_delay(self) -> None:
+        """The delay runs over restarts, also while the node is down; then it is sent once."""
+        link = self._link(delay_s=60)
+        client = link.connect("client", expiry_s=600, clean_start=False, will=_will(delay_s=60))
+        client.cut()
+        link = link.restart(down_s=20)
+        link = link.restart(down_s=20)
+        link.advance(19)
+        assert self._wills(link) == 0
+        link.advance(1)
+        assert self._wills(link) == 1
+        link = link.restart()
+        link.advance(1000)
+        assert self._wills(link) == 0
+
+    def test_the_client_comes_back_in_time(self) -> None:
+        """Who is back before the delay is over has no old will any more (3.1.3.2.2)."""
+        link = self._link(delay_s=60).restart(down_s=5)
+        client = link.connect("client", clean_start=False, expiry_s=600, present=True)
+        link.advance(100)
+        assert self._wills(link) == 0
+        client.cut()
+        link.advance(100)
+        assert self._wills(link) == 0
+
+    def test_after_a_goodbye(self) -> None:
+        """DISCONNECT removes it from the store too."""
+        link = Link()
+        link.connect("client", expiry_s=600, will=_will()).disconnect()
+        link = link.restart()
+        link.advance(1000)
+        assert self._wills(link) == 0
+
+    def test_to_a_queue(self) -> None:
+        """A will to a queue waits there after the restart."""
+        link = Link()
+        will = Will("$queue/jobs", b"dead", 1, retain=False)
+        link.connect("client", expiry_s=600, will=will)
+        link = link.restart()
+        link.advance(0)
+        consumer = link.connect("consumer")
+        consumer.subscribe("$queue/jobs", 1)
+        assert consumer.payloads() == [b"dead"]
