@@ -13,6 +13,22 @@ PRINTS = {
         "plant/b/temperature 19.0",
         "plant/c/temperature 23.25",
     ],
+    "queue_worker.py": [
+        "done: rename (1 times)",
+        "done: resize (1 times)",
+        "done: send (1 times)",
+        "failed: impossible (3 times)",
+        "set aside: impossible",
+    ],
+    "stream_follow.py": [
+        "1: plant/a/temperature 21.5",
+        "2: plant/b/temperature 19.0",
+        "3: plant/control pause",
+        "back again",
+        "4: plant/a/temperature 22.5",
+        "another one, behind number 1",
+        "2: plant/b/temperature 19.0",
+    ],
     "device.py": [
         "status: online",
         "status: offline",

@@ -248,14 +248,12 @@ class QueueReader:
         "_session",
         "_terms",
         "_timers",
-        "_unacknowledged",
     )
 
     def __init__(self, subscription: "Subscription", queue: "Queue") -> None:
         """With QoS 0 a message counts as done when it is sent."""
         self._session = subscription.session
         self._timers = queue.shelf.timers
-        self._unacknowledged = 0
         self._is_stopped = self._is_resting = False
         self.set_subscription(subscription)
         self._consumer = queue.consume(self)
@@ -274,13 +272,14 @@ class QueueReader:
     def acknowledged(self, number: int) -> None:
         """The client is done with it."""
         self._consumer.acknowledge(number)
-        self._one_less()
+        if self._is_stopped:
+            self.stop()
 
     def acknowledged_run(self, numbers: list[int]) -> None:
         """The client is done with all of these."""
         self._consumer.acknowledge_run(numbers)
-        self._unacknowledged -= len(numbers) - 1
-        self._one_less()
+        if self._is_stopped:
+            self.stop()
 
     def refused(self, number: int, refusal: Refusal) -> None:
         """The client could not do it."""
@@ -291,7 +290,8 @@ class QueueReader:
             self._consumer.reject(number, refusal.reason)
         else:
             self._consumer.nack(number, refusal.delay_s)
-        self._one_less()
+        if self._is_stopped:
+            self.stop()
 
     def stop(self) -> None:
         """The client wants no more, but may acknowledge what it has."""
@@ -304,11 +304,6 @@ class QueueReader:
         self._is_stopped = True
         self._consumer.close()
 
-    def _one_less(self) -> None:
-        self._unacknowledged -= 1
-        if self._is_stopped and not self._consumer.leases:
-            self.close()
-
     def _rested(self, _now: float) -> None:
         self._is_resting = False
         if not self._is_stopped:
@@ -319,12 +314,12 @@ class QueueReader:
     def room(self) -> int:
         """How many messages the session takes now."""
         if self._is_stopped:
-            if not self._consumer.leases:  # the last ones have run out
-                self.close()
+            self.stop()  # perhaps the last ones have run out
             return 0
         if self._is_resting:
             return 0
-        return min(self._session.room(), self._credit - self._unacknowledged)
+        # what is not acknowledged when its lease runs out is not its own any more
+        return min(self._session.room(), self._credit - len(self._consumer.leases))
 
     def deliver(self, leases: list[tuple[int, Message]], attempts: dict[int, int]) -> None:
         """Send them to the client."""
@@ -333,7 +328,6 @@ class QueueReader:
                 (lease, _counted(message, attempts[lease]) if lease in attempts else message)
                 for lease, message in leases
             ]
-        self._unacknowledged += len(leases)
         self._session.give(leases, self._terms)
 
 

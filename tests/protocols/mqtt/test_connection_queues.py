@@ -585,6 +585,19 @@ class TestCredit:
         consumer.subscribe(f"{JOBS}?credit=3", 1)
         assert len(taken(consumer)) == 1
 
+    def test_a_lease_that_ran_out_is_credit_again(self) -> None:
+        """An MQTT 3 client that leaves what it cannot do unacknowledged gets other work."""
+        link = Link()
+        declare(link, lease_s=30.0, backoff_s=1000.0)
+        consumer = link.connect("consumer", V311)
+        consumer.subscribe(f"{JOBS}?credit=1", 1)
+        producer = link.connect("producer")
+        producer.complete(JOBS, b"1", 1)
+        producer.complete(JOBS, b"2", 1)
+        assert [payload for _, payload in taken(consumer)] == [b"1"]
+        link.advance(30)
+        assert [payload for _, payload in taken(consumer)] == [b"2"]
+
     def test_no_queue_starves_another(self) -> None:
         """Two queues of one client take turns at the room that it has."""
         link = Link()
