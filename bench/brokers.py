@@ -45,6 +45,7 @@ __all__ = [
 
 _USER = "load"
 _PASSWORD = "a password that nobody guesses"
+_RABBITMQ = Path("/usr/lib/rabbitmq")
 _START_S = 20
 _STOP_S = 10
 
@@ -136,14 +137,16 @@ class Broker:
     """In which of its protocols it is to be loaded."""
     user: str | None = None
     password: str = ""
+    started_s: float = 0.0
+    """When its process was started, by the monotonic clock."""
     authority: Path | None = None
     """PEM file with the authority that signed its certificate."""
 
 
-def resident_bytes(pid: int) -> int:
-    """The memory of a process that is resident, in bytes, as Linux counts it."""
+def resident_bytes(pid: int, *, peak: bool = False) -> int:
+    """The memory of a process that is resident (or was at most), in bytes, as Linux counts it."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith("VmHWM:" if peak else "VmRSS:"):
             return int(line.split()[1]) * 1024
     raise BenchmarkError(f"process {pid} has no memory; it has ended")
 
@@ -246,22 +249,27 @@ def _ganglion_ports(directory: Path) -> dict[str, int] | None:
 
 
 @contextmanager
-def _start_ganglion(directory: Path, wrapper: Sequence[str]) -> Generator[Broker]:
+def _start_ganglion(
+    directory: Path, wrapper: Sequence[str], data: Path | None
+) -> Generator[Broker]:
     make_certificates(directory)
     (directory / "ganglion.toml").write_text(_GANGLION)
     (directory / "users").write_text(f"{_USER}:{PasswordHasher().hash(_PASSWORD)}\n")
     (directory / "users").chmod(0o600)
-    (directory / "data").mkdir()
+    if data is None:
+        data = directory / "data"
+        data.mkdir()
     words = [*(wrapper or (sys.executable,)), "-m", "ganglion", "serve"]
-    words += ["--config", "ganglion.toml", "--data", "data", "--log-format", "json"]
+    words += ["--config", "ganglion.toml", "--data", str(data), "--log-format", "json"]
     words += ["--mqtt", "127.0.0.1:0", "--mqtts", "127.0.0.1:0"]
     words += ["--tls-cert", "cert.pem", "--tls-key", "key.pem"]
+    started_s = time.monotonic()
     with _process("Ganglion", words, directory) as pid:
         _wait("Ganglion", pid, directory, lambda: _ganglion_ports(directory) is not None)
         ports = _ganglion_ports(directory)
         assert ports is not None
         yield Broker(
-            "Ganglion", pid, ports, "mqtt", _USER, _PASSWORD, authority=directory / "ca.pem"
+            "Ganglion", pid, ports, "mqtt", _USER, _PASSWORD, started_s, directory / "ca.pem"
         )
 
 
@@ -299,7 +307,7 @@ def _start_mosquitto(directory: Path, *, access: bool) -> Generator[Broker]:
         _wait(name, pid, directory, lambda: all(map(_accepts, ports.values())))
         authority = directory / "ca.pem"
         if access:
-            yield Broker(name, pid, ports, "mqtt", _USER, _PASSWORD, authority)
+            yield Broker(name, pid, ports, "mqtt", _USER, _PASSWORD, authority=authority)
         else:
             yield Broker(name, pid, ports, authority=authority)
 
@@ -384,7 +392,7 @@ def _make_jetstream_queue(port: int) -> None:
 
 @contextmanager
 def _start_rabbitmq(directory: Path) -> Generator[Broker]:
-    server = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # the one in PATH wants to be a service
+    server = _RABBITMQ / "bin" / "rabbitmq-server"  # the one in PATH wants to be a service
     if not server.exists():
         raise BenchmarkError(
             "RabbitMQ is not installed here; on Debian: apt install rabbitmq-server"
@@ -428,17 +436,24 @@ DURABLE_BROKERS = ("ganglion", "jetstream", "jetstream-always", "rabbitmq")
 
 @contextmanager
 def start(
-    which: str, directory: Path, *, cores: Sequence[int] = (), wrapper: Sequence[str] = ()
+    which: str,
+    directory: Path,
+    *,
+    cores: Sequence[int] = (),
+    wrapper: Sequence[str] = (),
+    data: Path | None = None,
 ) -> Generator[Broker]:
     """Run one of `BROKERS` in an empty directory, and end it.
 
     `cores` are those that it may use (all). `wrapper` runs Ganglion in place of the Python
-    interpreter, for profiling. Raises `BenchmarkError` when it does not start or ends early.
+    interpreter: for profiling, or another interpreter with another version. `data` is a store that
+    it is to find, in place of an empty one. Raises `BenchmarkError` when it does not start or ends
+    early.
     """
     directory.mkdir(parents=True)
     with ExitStack() as stack:
         if which == "ganglion":
-            broker = stack.enter_context(_start_ganglion(directory, wrapper))
+            broker = stack.enter_context(_start_ganglion(directory, wrapper, data))
         elif which in ("mosquitto", "mosquitto-acl"):
             access = which == "mosquitto-acl"
             broker = stack.enter_context(_start_mosquitto(directory, access=access))
@@ -475,6 +490,14 @@ def versions() -> dict[str, str]:
         "python": sys.version.split()[0],
         "mosquitto": told(_program("mosquitto"), "-h").rpartition(" ")[2],
         "nats": told(_program("nats-server"), "--version").rpartition("v")[2],
+        "jetstream": told(jetstream_program(), "--version").rpartition("v")[2],
+        "rabbitmq": _rabbitmq_version(),
         "processor": f"{os.cpu_count()} x {model}",
         "kernel": os.uname().release,
     }
+
+
+def _rabbitmq_version() -> str:
+    """By its directory: to ask the program would start Erlang."""
+    found = sorted(_RABBITMQ.glob("lib/rabbitmq_server-*"))
+    return found[-1].name.rpartition("-")[2] if found else ""

@@ -33,6 +33,7 @@ from bench.brokers import (
     start,
     versions,
 )
+from bench.table import render_table
 
 __all__ = [
     "SCENARIOS",
@@ -326,21 +327,8 @@ def render(lines: Sequence[Row], brokers: Sequence[str]) -> str:
         ]
         for line in lines
     ]
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     right = [False, False, *(True for _ in shown), True, False]  # numbers stand to the right
-    rule = [
-        "-" * (width - 1) + ":" if each else "-" * width
-        for width, each in zip(widths, right, strict=True)
-    ]
-    return "\n".join(_line(line, widths, right) for line in (head, rule, *body))
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
-    padded = (
-        cell.rjust(width) if each else cell.ljust(width)
-        for cell, width, each in zip(cells, widths, right, strict=True)
-    )
-    return "| " + " | ".join(padded) + " |"
+    return render_table(head, body, right)
 
 
 @dataclass(frozen=True, slots=True)

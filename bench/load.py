@@ -40,6 +40,8 @@ class Run:
     disordered: int
     """Deliveries that came twice or behind a later one."""
     refused: int
+    messages: int
+    """How many were published, also before and after what is measured."""
     load_cpu: float
     """The load program's share of one core; near 1 it was the limit itself."""
     broker_cpu: float
@@ -124,6 +126,7 @@ def run(
         lost=int(answer["lost"]),
         disordered=int(answer["disordered"]),
         refused=int(answer["refused"]),
+        messages=int(answer["messages"]),
         load_cpu=answer["load_cpu"],
         broker_cpu=answer["broker_cpu"],
         broker_us=answer["broker_cpu"] * 1e6 / max(1, answer["recv_s"]),
@@ -134,10 +137,12 @@ def run(
 def hold(broker: Broker, options: Sequence[str]) -> Generator[dict[str, float]]:
     """Make connections that only stay, such as ``--idle 10000``, and cut them at the end.
 
+    They may be ``--subs`` too, so as to leave sessions behind that are ``--durable``.
+
     Yields what the load program told when all were made: their number, and how long it took in
     seconds. Raises `BenchmarkError` when they could not be made, or did not all stay.
     """
-    words = [*command(broker, options), "--pubs", "0", "--subs", "0"]
+    words = [*command(broker, ("--pubs", "0", "--subs", "0")), *options]
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
