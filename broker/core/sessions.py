@@ -533,7 +533,10 @@ class Session:
             delivery[3].backlog.settle(delivery)
 
     def settle_run(self, packet_ids: list[int]) -> bool:
-        """PUBACKs came for all of these; False, and nothing is done, unless one source gave all."""
+        """PUBACKs came for all of these; False, and nothing is done, unless they are all alike.
+
+        That is, given by one source, or on the way in memory only.
+        """
         inflight = self.inflight
         found = [inflight.get(packet_id) for packet_id in packet_ids]
         first = found[0]
@@ -541,12 +544,15 @@ class Session:
             return False
         terms = first[1]
         source = terms.source
-        numbers = [each[2] for each in found if each is not None and each[1] is terms]
-        if source is None or terms.qos != 1 or len(numbers) != len(packet_ids):
+        numbers = [
+            each[2] for each in found if each is not None and each[1] is terms and each[3] is None
+        ]
+        if terms.qos != 1 or len(numbers) != len(packet_ids):
             return False
         for packet_id in packet_ids:
             del inflight[packet_id]
-        source.acknowledged_run(numbers)
+        if source is not None:
+            source.acknowledged_run(numbers)
         return True
 
     # -- connections come and go -----------------------------------------------------------------

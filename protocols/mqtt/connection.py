@@ -177,9 +177,8 @@ class MqttConnection:
         if session is not None:
             limits = self.server.node.limits
             commits = self.server.node.journal.commits
-            recorded = commits.waiting_bytes
             statistics = self.server.node.statistics
-            received = statistics.publish_received
+            recorded, received = commits.waiting_bytes, statistics.publish_received
             pos = self._read_packets(session, data, pos)
             if recorded < commits.waiting_bytes > limits.uncommitted_bytes_max:
                 self._hold().wait_for_disk()
@@ -268,6 +267,7 @@ class MqttConnection:
         limit = node.limits.packet_size_max_bytes
         unacknowledged_max = node.limits.receive_max if self.version == V5 else _NO_LIMIT
         unacknowledged = 0  # QoS 1 messages of this read: their PUBACKs are sent after it
+        packets = singly_to = 0  # `singly_to`: up to where PUBACKs are handled one by one
         publish = node.publish
         acknowledgements = self.acknowledgements
         statistics = node.statistics
@@ -275,7 +275,6 @@ class MqttConnection:
         form = self._form
         is_v5 = form == FORM_5
         size = len(data)
-        packets = 0
         acks: list[bytes] = []
         error: MqttError | None = None
         try:
@@ -390,11 +389,12 @@ class MqttConnection:
                             continue
 
                 elif first in _FAST_ACKS and end - start == 2:
-                    if first == 0x40 and data.startswith(b"\x40\2", end):
+                    if first == 0x40 and pos >= singly_to and data.startswith(b"\x40\2", end):
                         packet_ids = packet_ids_of_acknowledgements(data, pos)
+                        singly_to = pos + len(packet_ids) * (end - pos)
                         if session.settle_run(packet_ids):
                             packets += len(packet_ids) - 1
-                            pos += len(packet_ids) * (end - pos)
+                            pos = singly_to
                             continue
                     packet_id = data[start:end]
                     if self.on_ack(session, first, packet_id, acks):
