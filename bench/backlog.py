@@ -86,7 +86,7 @@ def measure_backlog(directory: Path, messages: int) -> Backlog:
         first_s = _first_delivery(broker) - broker.started_s
         words = ["--queues", "--qos", "1", "--pubs", "0", "--subs", "1", "--owed", str(messages)]
         words += ["--size", str(_SIZE_BYTES)]
-        run = load.run(broker, words, duration_s=_DRAIN_S)
+        run = load.run(broker, words, duration_s=_DRAIN_S, warmup_s=0.0)
         memory = resident_bytes(broker.pid, peak=True)
         return Backlog(first_s, memory, run.delivered_per_s, run.disordered)
 

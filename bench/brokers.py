@@ -46,6 +46,7 @@ __all__ = [
 _USER = "load"
 _PASSWORD = "a password that nobody guesses"
 _RABBITMQ = Path("/usr/lib/rabbitmq")
+_NO_RABBITMQ = "RabbitMQ is not installed here; on Debian: apt install rabbitmq-server"
 _START_S = 20
 _STOP_S = 10
 
@@ -394,9 +395,7 @@ def _make_jetstream_queue(port: int) -> None:
 def _start_rabbitmq(directory: Path) -> Generator[Broker]:
     server = _RABBITMQ / "bin" / "rabbitmq-server"  # the one in PATH wants to be a service
     if not server.exists():
-        raise BenchmarkError(
-            "RabbitMQ is not installed here; on Debian: apt install rabbitmq-server"
-        )
+        raise BenchmarkError(_NO_RABBITMQ)
     port, names_port = _free_port(), _free_port()
     (directory / "plugins").write_text("[].\n")
     (directory / "rabbitmq.conf").write_text("log.console = true\nlog.console.level = error\n")
@@ -474,30 +473,35 @@ def start(
         yield broker
 
 
-def versions() -> dict[str, str]:
-    """What is compared and where: programs with their versions, the processor, the kernel."""
+def versions(brokers: Sequence[str]) -> dict[str, str]:
+    """What is compared and where: these brokers with their versions, the processor, the kernel.
 
-    def told(*words: str) -> str:
-        done = subprocess.run(words, check=False, capture_output=True, text=True)
-        lines = (done.stdout or done.stderr).splitlines()
-        return lines[0].strip() if lines else ""
-
+    Raises `BenchmarkError` when one of them is not installed.
+    """
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
-    return {
-        "python": sys.version.split()[0],
-        "mosquitto": told(_program("mosquitto"), "-h").rpartition(" ")[2],
-        "nats": told(_program("nats-server"), "--version").rpartition("v")[2],
-        "jetstream": told(jetstream_program(), "--version").rpartition("v")[2],
-        "rabbitmq": _rabbitmq_version(),
+    found = {
+        "Python": sys.version.split()[0],
         "processor": f"{os.cpu_count()} x {model}",
-        "kernel": os.uname().release,
+        "Linux": os.uname().release,
     }
+    if "mosquitto" in brokers or "mosquitto-acl" in brokers:
+        found["Mosquitto"] = _told(_program("mosquitto"), "-h").rpartition(" ")[2]
+    if "nats" in brokers or "nats-mqtt" in brokers:
+        found["NATS"] = _told(_program("nats-server"), "--version").rpartition("v")[2]
+    if "jetstream" in brokers or "jetstream-always" in brokers:
+        found["JetStream"] = _told(jetstream_program(), "--version").rpartition("v")[2]
+    if "rabbitmq" in brokers:  # by its directory: to ask the program would start Erlang
+        installed = sorted(_RABBITMQ.glob("lib/rabbitmq_server-*"))
+        if not installed:
+            raise BenchmarkError(_NO_RABBITMQ)
+        found["RabbitMQ"] = installed[-1].name.rpartition("-")[2]
+    return found
 
 
-def _rabbitmq_version() -> str:
-    """By its directory: to ask the program would start Erlang."""
-    found = sorted(_RABBITMQ.glob("lib/rabbitmq_server-*"))
-    return found[-1].name.rpartition("-")[2] if found else ""
+def _told(*words: str) -> str:
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    lines = (done.stdout or done.stderr).splitlines()
+    return lines[0].strip() if lines else ""

@@ -489,17 +489,16 @@ def main(arguments: Sequence[str]) -> int:
     raise_file_limit()
     try:
         load.build()
-        machine = versions()
+        machine = versions(wanted.brokers)
         lines, record = compare(wanted.only or [each.name for each in SCENARIOS], plan)
     except BenchmarkError as error:
         _tell(f"bench: {error}")
         return 2
     print(render(lines, wanted.brokers))
     print(
-        f"\nGanglion {ganglion.__version__} on Python {machine['python']}, "
-        f"Mosquitto {machine['mosquitto']}, NATS {machine['nats']}; "
-        f"{machine['processor']}, Linux {machine['kernel']}; "
-        f"median of {plan.rounds} runs of {plan.duration_s:g} s each, "
+        f"\nGanglion {ganglion.__version__}, "
+        + ", ".join(f"{name} {version}" for name, version in machine.items())
+        + f"; median of {plan.rounds} runs of {plan.duration_s:g} s each, "
         f"{time.monotonic() - began:.0f} s in all.\n"
         "* the load program was the limit   ! see the faults above"
     )

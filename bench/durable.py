@@ -375,7 +375,7 @@ def main(arguments: Sequence[str]) -> int:
     names: Sequence[str] = wanted.only or list(SCENARIOS)
     try:
         load.build()
-        machine = versions()
+        machine = versions(wanted.brokers if "queue" in names else ())
     except BenchmarkError as error:
         _tell(f"bench: {error}")
         return 2
@@ -391,10 +391,9 @@ def main(arguments: Sequence[str]) -> int:
             _tell(f"  took {time.monotonic() - since:.0f} s")
     print(render(figures))
     print(
-        f"\nGanglion {ganglion.__version__} on Python {machine['python']}, "
-        f"JetStream {machine['jetstream']}, RabbitMQ {machine['rabbitmq']}; "
-        f"{machine['processor']}, Linux {machine['kernel']}; "
-        f"median of {plan.rounds} runs of {plan.duration_s:g} s each, "
+        f"\nGanglion {ganglion.__version__}, "
+        + ", ".join(f"{name} {version}" for name, version in machine.items())
+        + f"; median of {plan.rounds} runs of {plan.duration_s:g} s each, "
         f"{time.monotonic() - began:.0f} s in all."
     )
     if wanted.json:
