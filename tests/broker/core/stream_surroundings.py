@@ -88,7 +88,7 @@ class House:
         """Start with what the store has."""
         self.timers = Timers(now)
         self.statistics = Statistics()
-        self.commits = Commits(self.store)
+        self.commits = Commits(self.store, self.timers, self.statistics)
         self.shelf = Shelf(self.store, self.commits, self.timers, UNIX_S)
         self.bound.clear()
         self.streams = Streams(
