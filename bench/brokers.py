@@ -133,7 +133,8 @@ class Broker:
     name: str
     pid: int
     ports: Mapping[str, int]
-    """By what is spoken there: ``mqtt``, ``nats``, ``tls`` (MQTT over TLS)."""
+    """By what is spoken there: ``mqtt``, ``nats``, ``tls`` (MQTT over TLS), ``web`` (over
+    WebSocket)."""
     protocol: Literal["mqtt", "nats", "amqp"] = "mqtt"
     """In which of its protocols it is to be loaded."""
     user: str | None = None
@@ -243,7 +244,8 @@ def _ganglion_ports(directory: Path) -> dict[str, int] | None:
             continue
         if event.get("event") == "listening":
             port = int(str(event["address"]).rpartition(":")[2])
-            ports["tls" if event["listener"] == "mqtts" else "mqtt"] = port
+            listener = str(event["listener"])
+            ports["tls" if listener == "mqtts" else listener] = port
         elif event.get("event") == "ready":
             return ports
     return None
@@ -263,6 +265,7 @@ def _start_ganglion(
     words = [*(wrapper or (sys.executable,)), "-m", "ganglion", "serve"]
     words += ["--config", "ganglion.toml", "--data", str(data), "--log-format", "json"]
     words += ["--mqtt", "127.0.0.1:0", "--mqtts", "127.0.0.1:0"]
+    words += ["--web", "127.0.0.1:0"]
     words += ["--tls-cert", "cert.pem", "--tls-key", "key.pem"]
     started_s = time.monotonic()
     with _process("Ganglion", words, directory) as pid:
@@ -279,7 +282,7 @@ def _start_mosquitto(directory: Path, *, access: bool) -> Generator[Broker]:
     make_certificates(directory)
     for each in ("key.pem", "cert.pem", "ca.pem"):
         (directory / each).chmod(0o644)  # Mosquitto gives up root before it reads them
-    ports = {"mqtt": _free_port(), "tls": _free_port()}
+    ports = {"mqtt": _free_port(), "tls": _free_port(), "web": _free_port()}
     lines = [
         "per_listener_settings false",
         "persistence false",
@@ -292,6 +295,8 @@ def _start_mosquitto(directory: Path, *, access: bool) -> Generator[Broker]:
         f"listener {ports['tls']} 127.0.0.1",
         f"certfile {directory / 'cert.pem'}",
         f"keyfile {directory / 'key.pem'}",
+        f"listener {ports['web']} 127.0.0.1",
+        "protocol websockets",
         f"allow_anonymous {'false' if access else 'true'}",
     ]
     if access:

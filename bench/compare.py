@@ -195,6 +195,24 @@ SCENARIOS = (
         ),
     ),
     Scenario(
+        "web",
+        "rate",
+        (
+            Variant(
+                "WebSocket, QoS 0, 1 to 1",
+                ("--web",),
+                ("ganglion", "mosquitto"),
+                (Goal(40_000, None, "/s"),),
+            ),
+            Variant(
+                "WebSocket, QoS 0, 1 to 100",
+                ("--web", "--subs", "100"),
+                ("ganglion", "mosquitto"),
+                (Goal(200_000, None, "/s"),),
+            ),
+        ),
+    ),
+    Scenario(
         "filters",
         "rate",
         (

@@ -158,7 +158,7 @@ static double percentile_us(const uint64_t *cells, double share) {
 
 /* ---- output ---- */
 
-uint8_t *reserve(struct connection *c, size_t size) {
+uint8_t *reserve_bare(struct connection *c, size_t size) {
     if (c->out_sent == c->out_size) c->out_sent = c->out_size = 0;
     if (c->out_size + size > c->out_room) {
         c->out_room = (c->out_size + size) * 2;
@@ -167,6 +167,14 @@ uint8_t *reserve(struct connection *c, size_t size) {
     uint8_t *place = c->out + c->out_size;
     c->out_size += size;
     return place;
+}
+
+uint8_t *reserve(struct connection *c, size_t size) {
+    if (!option.web) return reserve_bare(c, size);
+    size_t header_size = web_header_size(size);
+    uint8_t *place = reserve_bare(c, header_size + size);
+    web_header(place, size, 2);
+    return place + header_size;
 }
 
 void append(struct connection *c, const void *data, size_t size) {
@@ -343,7 +351,9 @@ static void on_readable(struct connection *c) {
             }
         }
         read_at = now_ns();
-        size_t size = kept + (size_t)got;
+        size_t came = option.web ? web_take(c, buffer + kept, (size_t)got) : (size_t)got;
+        if (c->fd < 0) return;
+        size_t size = kept + came;
         size_t taken = wire->take(c, buffer, size);
         if (c->fd < 0) return;
         c->partial_size = size - taken;
@@ -389,6 +399,7 @@ static void open_connection(struct connection *c) {
         if (option.ca) X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(c->tls), option.host);
         if (SSL_connect(c->tls) != 1) fail("TLS: %s", ERR_reason_error_string(ERR_get_error()));
     }
+    if (option.web) web_open(c);
     fcntl(c->fd, F_SETFL, O_NONBLOCK);
     watch(c, EPOLLIN);
     wire->greet(c);
@@ -598,6 +609,7 @@ static const char usage[] =
     "  --rate N                     messages per second in all, instead of a closed loop\n"
     "  --duration S --warmup S      measured and unmeasured time (3, 0.5)\n"
     "  --v5 | --nats | --amqp       speak MQTT 5, NATS or AMQP 0-9-1 (MQTT 3.1.1)\n"
+    "  --web                        MQTT over WebSocket, at the path /mqtt\n"
     "  --queues                     topics are durable queues: JetStream over NATS\n"
     "  --durable                    MQTT subscribers have sessions that stay\n"
     "  --owed N                     messages that wait for the subscribers, without publishers\n"
@@ -612,7 +624,7 @@ static void read_options(int argc, char **argv) {
     enum {
         HOST, PORT, PUBS, SUBS, TOPICS, QOS, WINDOW, SIZE, BATCH, OUTSTANDING, RATE, DURATION,
         WARMUP, V5, NATS_, TLS_, CA, USER, PASSWORD, IDLE_, FILTERS_, HOLDERS, MATCH, SPREAD,
-        WATCH, AMQP_, QUEUES, DURABLE, OWED, HELP
+        WATCH, AMQP_, QUEUES, DURABLE, OWED, WEB, HELP
     };
     static const struct option known[] = {
         {"host", 1, NULL, HOST}, {"port", 1, NULL, PORT}, {"pubs", 1, NULL, PUBS},
@@ -625,7 +637,7 @@ static void read_options(int argc, char **argv) {
         {"filters", 1, NULL, FILTERS_}, {"filter-connections", 1, NULL, HOLDERS},
         {"match", 0, NULL, MATCH}, {"spread", 1, NULL, SPREAD}, {"watch", 1, NULL, WATCH},
         {"amqp", 0, NULL, AMQP_}, {"queues", 0, NULL, QUEUES}, {"durable", 0, NULL, DURABLE},
-        {"owed", 1, NULL, OWED}, {"help", 0, NULL, HELP}, {0},
+        {"owed", 1, NULL, OWED}, {"web", 0, NULL, WEB}, {"help", 0, NULL, HELP}, {0},
     };
     int which;
     while ((which = getopt_long(argc, argv, "", known, NULL)) != -1) {
@@ -659,6 +671,7 @@ static void read_options(int argc, char **argv) {
         case QUEUES: option.queues = true; break;
         case DURABLE: option.durable = true; break;
         case OWED: option.owed = atol(optarg); break;
+        case WEB: option.web = true; break;
         case HELP: fputs(usage, stdout); exit(0);
         default: fputs(usage, stderr); exit(2);
         }
@@ -686,6 +699,7 @@ static void read_options(int argc, char **argv) {
         fail("over NATS there are no TLS, filters and users");
     if (option.protocol >= NATS && (option.qos == 1) != with_queues)
         fail("queues have QoS 1, topics over NATS QoS 0, and over AMQP there are only queues");
+    if (option.web && option.protocol >= NATS) fail("only MQTT is spoken over WebSocket");
     if (option.owed && (option.pubs || !option.subs))
         fail("what is owed is taken by subscribers, without publishers");
     wire = option.protocol == AMQP ? &amqp : option.protocol == NATS ? &nats : &mqtt;

@@ -1,5 +1,6 @@
 /* What the parts of the load program share: connections, output, and what each protocol gives.
- * load.c has the loop and counts; load_mqtt.c, load_nats.c and load_amqp.c each speak one protocol.
+ * load.c has the loop and counts; load_mqtt.c, load_nats.c and load_amqp.c each speak one protocol,
+ * and load_web.c is WebSocket beneath one.
  */
 #ifndef GANGLION_BENCH_LOAD_H
 #define GANGLION_BENCH_LOAD_H
@@ -51,6 +52,10 @@ struct connection {
     uint64_t confirmed;          /* AMQP: every delivery tag up to it is confirmed, */
     uint8_t *confirmed_beyond;   /* and of those behind it the ones that have a 1 here */
     uint64_t delivered;          /* AMQP: the last delivery tag that came */
+    uint8_t frame_header[10];    /* WebSocket: the beginning of a frame, */
+    size_t frame_header_size;
+    size_t frame_left;           /* and what has not come of its payload */
+    bool frame_is_control;
 };
 
 struct options {
@@ -59,7 +64,7 @@ struct options {
     long size, outstanding, filters, owed;
     double rate, duration, warmup;
     enum protocol protocol;
-    bool tls, match, queues, durable;
+    bool tls, match, queues, durable, web;
 };
 
 extern struct options option;
@@ -69,6 +74,7 @@ void *allocate(void *old, size_t size);
 
 /* Output, sent by `flush`, at the latest when the bytes at hand are handled. */
 uint8_t *reserve(struct connection *c, size_t size);
+uint8_t *reserve_bare(struct connection *c, size_t size); /* no WebSocket frame around it */
 void append(struct connection *c, const void *data, size_t size);
 void flush(struct connection *c);
 
@@ -90,6 +96,11 @@ struct wire {
     struct prototype (*make)(const struct connection *c, const char *topic, int deliveries);
     size_t (*take)(struct connection *c, const uint8_t *data, size_t size);
 };
+
+void web_open(struct connection *c);
+size_t web_header_size(size_t size);
+void web_header(uint8_t *place, size_t size, int opcode);
+size_t web_take(struct connection *c, uint8_t *data, size_t size);
 
 extern const struct wire mqtt, nats, amqp;
 

@@ -28,6 +28,17 @@ def test_every_delivery_is_counted_once(tmp_path: Path, qos: str, version: list[
     assert (run.lost, run.disordered, run.refused) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("size", ["16", "200", "70000"])
+def test_over_websocket_it_is_the_same(tmp_path: Path, size: str) -> None:
+    """Frames of each form of length, one for each packet, and whatever the broker puts in one."""
+    words = ["--web", "--pubs", "2", "--subs", "4", "--topics", "2", "--qos", "1", "--size", size]
+    which = "mosquitto" if size != "70000" else "ganglion"  # Mosquitto 2.0.11 passes none so long
+    with start(which, tmp_path / "broker") as broker:
+        run = quick(broker, words)
+    assert run.delivered_per_s > 0
+    assert (run.lost, run.disordered, run.refused) == (0, 0, 0)
+
+
 def test_tls_and_passwords_and_rules(tmp_path: Path) -> None:
     """The load passes a broker that asks for a password, over a certificate that is verified."""
     with start("mosquitto-acl", tmp_path / "broker") as broker:
