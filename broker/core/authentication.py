@@ -44,6 +44,7 @@ __all__ = [
     "InvalidUserName",
     "InvalidUsersFile",
     "Mechanism",
+    "PasswordCheck",
     "ScramSha256",
     "ScramSha256Client",
     "Step",
@@ -294,6 +295,19 @@ class Users:
             base64.b64encode(each).rstrip(b"=").decode() for each in (noise[:16], noise)
         )
         return f"{parameters}${salt}${digest}"
+
+
+class PasswordCheck(Protocol):
+    """Verifies passwords, now or later, without blocking."""
+
+    def __call__(
+        self, user: str | None, password: bytes | None, done: Callable[[bool | None], None]
+    ) -> None:
+        """Call `done` with the verdict, at once or in a later tick, in the thread of the node.
+
+        None: too many wait for theirs, the client may try again later.
+        """
+        ...
 
 
 class Mechanism(Protocol):

@@ -103,7 +103,7 @@ class Node:
         self.name = name
         self.statistics = Statistics()
         self.refusals = Refusals(log, timers)
-        self.router = Router(self._may_receive)
+        self.router = Router(self.may_receive)
         self.sessions: dict[str, Session] = {}
         self.connected = 0
         """How many sessions have a connection."""
@@ -113,7 +113,7 @@ class Node:
             self.journal.shelf, self.statistics, self.router, lambda: self.access
         )
         self.queues, self.streams = self.sources.queues, self.sources.streams
-        self.session_requests = SessionRequests(self, self._may_receive)
+        self.session_requests = SessionRequests(self, self.may_receive)
         self.requests = Requests(
             router=self.router,
             timers=timers,
@@ -193,7 +193,7 @@ class Node:
 
     def _admit(self, session: Session, message: Message, shared: str | None) -> Terms | None:
         """Judge what was read from disk for the session; None: it may not have it any more."""
-        if not self._may_receive(session, message.topic):
+        if not self.may_receive(session, message.topic):
             self.statistics.drop("not allowed any more")
             return None
         parts = split_shared(shared) if shared is not None else None
@@ -336,9 +336,13 @@ class Node:
             return any(each[0].sink is not None for each in members if each[0] is not session)
 
         for message, terms, _, _ in session.take_back(wanted, all_of_it=ended):
-            assert terms.group is not None
-            if not terms.group.deliver(message, self._may_receive, leaving=session):
-                self.statistics.drop("no member of the shared subscription is left")
+            self.give_to_another(message, terms, session)
+
+    def give_to_another(self, message: Message, terms: Terms, leaving: Session) -> None:
+        """Give a message of a shared subscription to another member than this one."""
+        assert terms.group is not None
+        if not terms.group.deliver(message, self.may_receive, leaving=leaving):
+            self.statistics.drop("no member of the shared subscription is left")
 
     # -- subscriptions ---------------------------------------------------------------------------
 
@@ -407,6 +411,16 @@ class Node:
             return
         if split_shared(topic_filter):
             return  # 4.8.2: none are sent to shared subscriptions
+        found = self.retained_for(subscription)
+        if found:
+            session.start_replay(found)
+
+    def retained_for(self, subscription: Subscription) -> list[Delivery]:
+        """The retained messages that match a subscription to topics, if its session may have them.
+
+        Those that have expired are forgotten.
+        """
+        session, topic_filter = subscription.session, subscription.topic_filter
         identifiers = (subscription.identifier,) if subscription.identifier else ()
         terms = [Terms(qos, True, identifiers) for qos in range(subscription.qos + 1)]
         found: list[Delivery] = []
@@ -415,12 +429,11 @@ class Node:
         for message in self.retained.matching(topic_filter):
             if message.expires_at is not None and message.expires_at <= now:
                 expired.append(message.topic)
-            elif self._may_receive(session, message.topic):
+            elif self.may_receive(session, message.topic):
                 found.append((message, terms[min(message.qos, subscription.qos)], 0, None))
         for topic in expired:
             self.journal.forget_retained(topic)
-        if found:
-            session.start_replay(found)
+        return found
 
     def unsubscribe(self, session: Session, topic_filter: str) -> bool:
         """End a subscription; whether there was one."""
@@ -578,7 +591,7 @@ class Node:
             receiver.deliver(message, terms)
             count += 1
         for group in groups:
-            if group.deliver(message, self._may_receive):
+            if group.deliver(message, self.may_receive):
                 count += 1
             else:
                 self.statistics.drop("no member of the shared subscription can take it")
@@ -597,7 +610,8 @@ class Node:
         message = Message(topic, payload, qos, retain, properties)
         return self.publish(message)
 
-    def _may_receive(self, session: Session, topic: str) -> bool:
+    def may_receive(self, session: Session, topic: str) -> bool:
+        """Whether messages of this topic may go to the session, by the rules as they are now."""
         if topic.startswith(REPLY_PREFIX):
             token = session.reply_token
             return token is not None and topic.split("/")[1] == token
@@ -651,13 +665,13 @@ class Node:
     def _drop_forbidden(self, session: Session) -> None:
         if session.replay:
             session.replay = deque(
-                each for each in session.replay if self._may_receive(session, each[0].topic)
+                each for each in session.replay if self.may_receive(session, each[0].topic)
             )
         if not session.inflight and not session.is_behind:
             return
 
         def forbidden(delivery: Delivery) -> bool:
-            return not self._may_receive(session, delivery[0].topic)
+            return not self.may_receive(session, delivery[0].topic)
 
         for message, _, _, _ in session.take_back(forbidden, all_of_it=False):
             self.refusals.refuse(

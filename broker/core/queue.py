@@ -26,7 +26,7 @@ from heapq import heappop, heappush
 from itertools import repeat
 from random import Random
 from struct import Struct
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import msgpack
 
@@ -117,6 +117,10 @@ class ConsumerSink(Protocol):
         `attempts` says of some of the leases how often their message was delivered in vain. What
         it cannot take it gives back.
         """
+        ...
+
+    def ended(self) -> None:
+        """The queue is no more: nothing comes from it, and nothing that came can be settled."""
         ...
 
 
@@ -308,6 +312,11 @@ class Queue:
         else:
             for message in messages:
                 self._take_in(message)
+
+    @property
+    def kind(self) -> Literal["queue"]:
+        """What it is."""
+        return "queue"
 
     def outlet(self, _form: int) -> "Outlet | None":
         """It takes nothing as it is."""
@@ -830,7 +839,9 @@ class Queue:
                 self._forget(delivery)
             consumer.leases = {}
         self.purge()
-        self.consumers = []
+        consumers, self.consumers = self.consumers, []
+        for consumer in consumers:
+            consumer.sink.ended()
         self.stop()
         if self._deduplication is not None:
             self._deduplication.discard()

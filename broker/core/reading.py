@@ -330,6 +330,9 @@ class QueueReader:
             ]
         self._session.give(leases, self._terms)
 
+    def ended(self) -> None:
+        """The queue was deleted; the client goes on waiting, for it may be made again."""
+
 
 def _counted(message: Message, attempts: int) -> Message:
     about = message.properties or MessageProperties()

@@ -9,8 +9,8 @@ their own and look only at `Route.valid`. Cached routes stand in a `TopicTree`, 
 invalidates just those that it matches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from ganglion.broker.core.message import PLAIN_TERMS, Message, Terms
 from ganglion.broker.core.topics import (
@@ -78,6 +78,11 @@ class Receiver(Protocol):
 
 class Bound(Receiver, Protocol):
     """A receiver that belongs to no client: a queue, a stream. It keeps also what has QoS 0."""
+
+    @property
+    def kind(self) -> Literal["queue", "stream"]:
+        """Which of both it is."""
+        ...
 
     @property
     def may_refuse(self) -> bool:
@@ -236,7 +241,9 @@ class Route:
         "candidates",
         "durable",
         "groups",
+        "queues",
         "services",
+        "streams",
         "taker",
         "targets",
         "topic",
@@ -248,9 +255,10 @@ class Route:
         topic: str,
         targets: list[Target],
         groups: list[SharedGroup],
-        bounded: list[Bound],
+        bound: Collection[Bound],
         services: "Sequence[Service]" = (),
     ) -> None:
+        """`bound` are the queues and streams among the targets."""
         self.topic = topic
         self.targets = targets
         self.groups = groups
@@ -258,7 +266,12 @@ class Route:
         """Who answers requests for the topic, and gets no other messages by that."""
         self.candidates: Candidates | None = None
         """All who can be asked for it, once somebody has asked."""
-        self.bounded = bounded
+        kinds = [each.kind for each in bound]
+        self.queues = kinds.count("queue")
+        """How many of the targets are queues."""
+        self.streams = kinds.count("stream")
+        """How many of them are streams."""
+        self.bounded = [each for each in bound if each.may_refuse]
         """Those of the targets that have to be asked whether they take a message."""
         self.durable = sum(target.receiver.is_durable() for target in targets)
         """How many of the targets kept messages on disk when the route was made."""
@@ -526,9 +539,8 @@ class Router:
             if self._may_receive(session, topic)
         ]
         targets.extend(Target(receiver, []) for receiver in bound)
-        bounded = [each for each in bound if each.may_refuse]
-        route = Route(topic, targets, groups, bounded, services)
-        if len(targets) == len(bound) == 1 and not groups and not bounded:
+        route = Route(topic, targets, groups, bound, services)
+        if len(targets) == len(bound) == 1 and not groups and not route.bounded:
             route.taker = next(iter(bound))
         return route
 

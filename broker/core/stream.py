@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
 from struct import Struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgpack
 
@@ -335,6 +335,11 @@ class Stream:
             self._statistics.drop("stream: record too large", len(payloads))
             return
         self._extend(payloads, topic, None, None)
+
+    @property
+    def kind(self) -> Literal["stream"]:
+        """What it is."""
+        return "stream"
 
     def outlet(self, _form: int) -> "Outlet | None":
         """It takes nothing as it is."""

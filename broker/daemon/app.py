@@ -48,6 +48,8 @@ from ganglion.broker.store.memory import MemoryStore
 from ganglion.protocols.http.connection import HttpConnection
 from ganglion.protocols.mqtt.connection import MqttConnection
 from ganglion.protocols.mqtt.server import MqttServer, MqttSettings
+from ganglion.protocols.native.connection import NativeConnection
+from ganglion.protocols.native.server import NativeServer, NativeSettings
 
 __all__ = ["Broker", "InCore", "NodeFailed", "run"]
 
@@ -74,6 +76,7 @@ class Broker:
         access: Access | None = None,
         users: Users | None = None,
         mqtt: MqttSettings | None = None,
+        native: NativeSettings | None = None,
         web: WebSettings | None = None,
         trusted: Networks | None = None,
         sys_interval_s: float = 10.0,
@@ -115,6 +118,7 @@ class Broker:
             in_next_tick=self.in_next_tick,
         )
         self._mqtt = MqttServer(self.node, mqtt)
+        self._native = NativeServer(self.node, native, software=f"ganglion/{__version__}")
         self._connect_authenticator()
         self._trusted = Networks() if trusted is None else trusted
         self._web = make_web(
@@ -123,6 +127,7 @@ class Broker:
             self._store,
             WebSettings() if web is None else web,
             make_mqtt=self._mqtt_connection,
+            native=self._native,
             reasons=self.not_ready,
             trusted=self._trusted,
             wall_clock_offset_s=wall_clock_offset_s,
@@ -130,6 +135,7 @@ class Broker:
         self._is_draining = False
         self._make: dict[str, Callable[[], Protocol | Carrier]] = {
             "mqtt": self._mqtt_connection,
+            "native": self._native_connection,
             "web": self._http_connection,
         }
         self.listening: list[tuple[str, Address]] = []
@@ -157,6 +163,9 @@ class Broker:
 
     def _mqtt_connection(self) -> MqttConnection:
         return MqttConnection(self._mqtt)
+
+    def _native_connection(self) -> NativeConnection:
+        return NativeConnection(self._native)
 
     def _http_connection(self) -> HttpConnection:
         return HttpConnection(self._web)
@@ -248,8 +257,9 @@ class Broker:
     def _connect_authenticator(self) -> None:
         """Ask for passwords while users exist: a name that nobody can verify says nothing."""
         exist = self.authenticator.users_exist
-        self._mqtt.authenticator = self.authenticator if exist else None
-        self._mqtt.mechanisms = self.authenticator.mechanisms()
+        for server in (self._mqtt, self._native):
+            server.authenticator = self.authenticator if exist else None
+            server.mechanisms = self.authenticator.mechanisms()
 
     def close(self) -> None:
         """Let go of everything: sockets, timers, the store."""
@@ -277,6 +287,10 @@ def run(load: Callable[[], Configuration]) -> None:
         users=materials.users,
         mqtt=MqttSettings(
             certificate_is_user=_certificate_is_user(configuration), **configuration.mqtt
+        ),
+        native=NativeSettings(
+            certificate_is_user=_certificate_is_user(configuration),
+            addresses=configuration.native_addresses,
         ),
         web=WebSettings(origins=configuration.origins, compression=configuration.compression),
         trusted=Networks(configuration.trusted),

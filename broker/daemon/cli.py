@@ -161,6 +161,19 @@ _configuration_options = _options(
         help="Speak MQTT over TLS there. Repeatable. Replaces the default listeners.",
     ),
     click.option(
+        "--native",
+        multiple=True,
+        metavar="ADDR:PORT",
+        help="Speak the native protocol there; also unix:/path. Repeatable. Replaces the default "
+        "listeners.",
+    ),
+    click.option(
+        "--natives",
+        multiple=True,
+        metavar="ADDR:PORT",
+        help="Speak it over TLS there. Repeatable. Replaces the default listeners.",
+    ),
+    click.option(
         "--web",
         multiple=True,
         metavar="ADDR:PORT",
@@ -204,6 +217,8 @@ _configuration_options = _options(
 _FLAG_KEYS = {
     "mqtt": ("listeners.mqtt", "--mqtt"),
     "mqtts": ("listeners.mqtts", "--mqtts"),
+    "native": ("listeners.native", "--native"),
+    "natives": ("listeners.natives", "--natives"),
     "web": ("listeners.web", "--web"),
     "webs": ("listeners.webs", "--webs"),
     "data": ("data.directory", "--data"),

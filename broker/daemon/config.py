@@ -158,6 +158,8 @@ class Configuration:
     sys_interval_s: float
     mqtt: Mapping[str, Any]
     """What is offered to MQTT clients: the fields of `MqttSettings` that are keys of ``mqtt``."""
+    native_addresses: tuple[str, ...]
+    """Other nodes that clients may turn to, as URLs."""
     origins: tuple[str, ...]
     """Whose pages may use the web listener, beside the node's own."""
     compression: bool
@@ -350,6 +352,7 @@ def _complete(
         log_format=default("log.format", "auto"),
         sys_interval_s=default("mqtt.sys_interval_s", 10.0),
         mqtt=mqtt,
+        native_addresses=default("native.addresses", ()),
         origins=default("web.origins", ()),
         compression=default("web.compression", value=False),
         trusted=default("proxy.trusted", ()),

@@ -36,12 +36,20 @@ __all__ = [
 CONFIG_VARIABLE = "GANGLION_CONFIG"
 """The environment variable that names the configuration file when no ``--config`` does."""
 
-DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "web": 8080, "webs": 8443}
+DEFAULT_PORTS = {
+    "mqtt": 1883,
+    "mqtts": 8883,
+    "native": 7883,
+    "natives": 7884,
+    "web": 8080,
+    "webs": 8443,
+}
 """What a listener can be for (its scheme), in the order of listening, and the port of each."""
 
-TLS_SCHEMES = frozenset({"mqtts", "webs"})
+TLS_SCHEMES = frozenset({"mqtts", "natives", "webs"})
 
 
+_NODE_URL = re.compile(r"(ganglions?|wss?)://[^/\s?#@]+(/[^\s?#]*)?")
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+", re.IGNORECASE)
 
 
@@ -216,6 +224,17 @@ def _origins(raw: Raw) -> tuple[str, ...]:
     return origins
 
 
+def _node_urls(raw: Raw) -> tuple[str, ...]:
+    urls = _texts(raw)
+    for url in urls:
+        if not _NODE_URL.fullmatch(url):
+            raise BadValue(
+                f"has {url!r}; the address of a node is written ganglion://host:port, or "
+                "ganglions://, ws:// or wss://"
+            )
+    return urls
+
+
 def _tables(name: str) -> Kind:
     def kind(raw: Raw) -> tuple[Mapping[str, object], ...]:
         value: object = raw.value
@@ -246,6 +265,18 @@ _ALL = [
         "listeners.mqtt", _listeners("mqtt"), "addresses that speak MQTT over TCP or Unix", "--mqtt"
     ),
     Key("listeners.mqtts", _listeners("mqtts"), "addresses that speak MQTT over TLS", "--mqtts"),
+    Key(
+        "listeners.native",
+        _listeners("native"),
+        "addresses that speak the native protocol over TCP or Unix",
+        "--native",
+    ),
+    Key(
+        "listeners.natives",
+        _listeners("natives"),
+        "addresses that speak the native protocol over TLS",
+        "--natives",
+    ),
     Key(
         "listeners.web",
         _listeners("web"),
@@ -346,6 +377,12 @@ _ALL = [
         "mqtt.check_payload_format",
         _boolean,
         "refuse a payload that says it is UTF-8 text and is not, with 0x99",
+    ),
+    Key(
+        "native.addresses",
+        _node_urls,
+        "other nodes that native clients may turn to when this one stops, such as "
+        "ganglion://b.example.com:7883",
     ),
     Key(
         "web.origins",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
@@ -17,6 +18,9 @@ from ganglion.protocols.http.origins import Origins
 from ganglion.protocols.http.routes import Routes
 from ganglion.protocols.http.server import HttpServer
 from ganglion.protocols.http.static import serve_files
+from ganglion.protocols.native.connection import NativeConnection
+from ganglion.protocols.native.operations import SUBPROTOCOL_JSON, SUBPROTOCOL_MSGPACK
+from ganglion.protocols.native.server import NativeServer
 from ganglion.protocols.websocket.server import Subprotocol, WebSocketServer
 
 __all__ = ["WebSettings", "make_web"]
@@ -41,13 +45,22 @@ def make_web(
     settings: WebSettings,
     *,
     make_mqtt: Callable[[], Protocol],
+    native: NativeServer,
     reasons: Callable[[], Sequence[str]],
     trusted: Networks,
     wall_clock_offset_s: float,
 ) -> HttpServer:
     """The server of web listeners; `reasons` says why the node is not ready, `/readyz` asks."""
     mqtt = Subprotocol(make_mqtt)
-    paths: Mapping[str, Mapping[str, Subprotocol]] = {"/mqtt": {"mqtt": mqtt, "mqttv3.1": mqtt}}
+    paths: Mapping[str, Mapping[str, Subprotocol]] = {
+        "/mqtt": {"mqtt": mqtt, "mqttv3.1": mqtt},
+        "/ws": {
+            SUBPROTOCOL_MSGPACK: Subprotocol(partial(NativeConnection, native)),
+            SUBPROTOCOL_JSON: Subprotocol(
+                partial(NativeConnection, native, is_json=True), is_text=True
+            ),
+        },
+    }
     websockets = WebSocketServer(node, paths, compress=settings.compression)
     routes = Routes()
     serve_health(routes, reasons)

@@ -44,7 +44,7 @@ class TlsContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-        context.set_alpn_protocols(["http/1.1", "mqtt"])
+        context.set_alpn_protocols(["http/1.1", "mqtt", "ganglion/1"])
         try:
             context.load_cert_chain(certificate, key)
         except (OSError, ssl.SSLError) as error:

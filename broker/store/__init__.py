@@ -84,6 +84,8 @@ class Kind(IntEnum):
     """stream, key → sequence of the last record with that key"""
     STREAM_GROUP = 19
     """stream, group → the position up to which its members have read"""
+    PRODUCER = 20
+    """user, producer → the highest identifier of what was taken from it, and when"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ FAMILIES = {
     Kind.STREAM_BATCH: "stream_batch",
     Kind.STREAM_KEY: "stream_key",
     Kind.STREAM_GROUP: "stream_group",
+    Kind.PRODUCER: "producer",
 }
 assert len(FAMILIES) == len(Kind)
 # Records that come and go with every message: what is deleted must not slow down a later scan.

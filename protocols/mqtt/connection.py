@@ -59,7 +59,6 @@ from ganglion.protocols.mqtt.publishing import (
     payload_problem,
     wire_form,
 )
-from ganglion.protocols.mqtt.rates import Intake
 from ganglion.protocols.mqtt.reasons import (
     ALLOWED_REASONS,
     MalformedPacket,
@@ -71,6 +70,7 @@ from ganglion.protocols.mqtt.reasons import (
 from ganglion.protocols.mqtt.runs import encode_run, packet_ids_of_acknowledgements, publish_run
 from ganglion.protocols.mqtt.server import MqttServer
 from ganglion.protocols.mqtt.subscribing import subscribe, unsubscribe
+from ganglion.protocols.rates import Intake
 
 __all__ = ["MqttConnection"]
 

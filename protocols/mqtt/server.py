@@ -2,25 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
-from ganglion.broker.core.authentication import Mechanism
+from ganglion.broker.core.authentication import Mechanism, PasswordCheck
 from ganglion.broker.core.node import Node
 
-__all__ = ["Authenticator", "MqttServer", "MqttSettings"]
-
-
-class Authenticator(Protocol):
-    """Verifies passwords, now or later, without blocking."""
-
-    def __call__(
-        self, user: str | None, password: bytes | None, done: Callable[[bool | None], None]
-    ) -> None:
-        """Call `done` with the verdict, at once or in a later tick, in the thread of the node.
-
-        None: too many wait for theirs, the client may try again later.
-        """
-        ...
+__all__ = ["MqttServer", "MqttSettings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +32,7 @@ class MqttServer:
         self,
         node: Node,
         settings: MqttSettings | None = None,
-        authenticator: Authenticator | None = None,
+        authenticator: PasswordCheck | None = None,
         mechanisms: Mapping[str, Callable[[], Mechanism]] | None = None,
     ) -> None:
         """Without `authenticator` nobody needs a password; `mechanisms` for AUTH are by name."""

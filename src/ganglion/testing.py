@@ -57,6 +57,8 @@ class RunningBroker:
     """Its IP address, 127.0.0.1."""
     port: int
     """Its TCP port, for MQTT 3.1, 3.1.1 and 5.0."""
+    native_port: int = 0
+    """Its TCP port for the native protocol."""
     web_port: int | None = None
     """Its TCP port for HTTP and WebSocket; None unless `broker` was asked for one."""
 
@@ -64,6 +66,11 @@ class RunningBroker:
     def url(self) -> str:
         """``mqtt://host:port``."""
         return f"mqtt://{self.host}:{self.port}"
+
+    @property
+    def native_url(self) -> str:
+        """``ganglion://host:port``."""
+        return f"ganglion://{self.host}:{self.native_port}"
 
     @property
     def web_url(self) -> str:
@@ -125,13 +132,14 @@ class broker:  # noqa: N801 - used as a function: `async with ganglion.testing.b
     async def __aenter__(self) -> RunningBroker:
         """Start; the broker accepts connections when this returns."""
         address = self._broker.listen("mqtt", Address("127.0.0.1", 0))
+        native_port = self._broker.listen("native", Address("127.0.0.1", 0)).port
         web_port = None
         if self._web:
             web_port = self._broker.listen("web", Address("127.0.0.1", 0)).port
         nursery = await self._nursery.__aenter__()
         self._scope = nursery.cancel_scope
         nursery.start_soon(self._broker.run)
-        return RunningBroker(address.host, address.port, web_port)
+        return RunningBroker(address.host, address.port, native_port, web_port)
 
     async def __aexit__(
         self,

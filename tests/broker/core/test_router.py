@@ -229,7 +229,7 @@ class RouterMachine(RuleBasedStateMachine):
             assert view(route) == self.expected(route.topic)
             for form in (0, 1):
                 outlets, others = route.split(form)
-                fresh = Route(route.topic, route.targets, route.groups, route.bounded)
+                fresh = Route(route.topic, route.targets, route.groups, [])
                 fresh_outlets, fresh_others = fresh.split(form)
                 assert outlets == fresh_outlets
                 assert others == fresh_others

@@ -63,6 +63,8 @@ def test_nothing_configured_is_a_node_on_loopback(tmp_path: Path) -> None:
     ] == [
         ("mqtt", "127.0.0.1:1883", False),
         ("mqtt", "[::1]:1883", True),
+        ("native", "127.0.0.1:7883", False),
+        ("native", "[::1]:7883", True),
         ("web", "127.0.0.1:8080", False),
         ("web", "[::1]:8080", True),
     ]
@@ -74,6 +76,7 @@ def test_nothing_configured_is_a_node_on_loopback(tmp_path: Path) -> None:
     assert set(configuration.sources) == set(KEYS)
     assert {name for name, source in configuration.sources.items() if source != "default"} == {
         "listeners.mqtts",
+        "listeners.natives",
         "listeners.webs",
     }
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ganglion.broker.core.access import Access
-from ganglion.broker.core.authentication import Mechanism
+from ganglion.broker.core.authentication import Mechanism, PasswordCheck
 from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.node import Node
 from ganglion.broker.core.sessions import Session
@@ -41,7 +41,7 @@ from ganglion.protocols.mqtt.packets import (
     Will,
 )
 from ganglion.protocols.mqtt.properties import Properties
-from ganglion.protocols.mqtt.server import Authenticator, MqttServer, MqttSettings
+from ganglion.protocols.mqtt.server import MqttServer, MqttSettings
 
 __all__ = ["FakeClient", "FakeEndpoint", "HeldStore", "Link", "RecordingLog", "RecordingStore"]
 
@@ -383,7 +383,7 @@ class Link:
         limits: Limits | None = None,
         access: Access | None = None,
         settings: MqttSettings | None = None,
-        authenticator: Authenticator | None = None,
+        authenticator: PasswordCheck | None = None,
         mechanisms: Mapping[str, Callable[[], Mechanism]] | None = None,
         store: Store | None = None,
         sys_interval_s: float = 0.0,
