@@ -570,6 +570,12 @@ class Stream:
         self._head = None
         self.note_state()
 
+    def rewritten(self, last: int) -> None:
+        """What compaction has recorded up to this sequence is durable."""
+        if self._tail and self._tail[0][0].first <= last:
+            self._clear_tail()  # it has what was taken out
+        self.look_at_limits()
+
     def forget_versions(self, keys: Iterable[str]) -> None:
         """Record that there is no record with these keys any more, nor a version of them."""
         for key in keys:

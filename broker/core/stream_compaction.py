@@ -11,6 +11,7 @@ their place batches that cover the same range of sequences. One step is under wa
 meanwhile retention drops nothing, for it might drop what is being rewritten.
 """
 
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -123,7 +124,7 @@ class Compaction:
         if self._record(found, kept, records - len(kept.payloads)):
             stream.forget_versions(tombstones)
             self.is_rewriting = True
-            stream.shelf.commits.after_commit(self._rewritten)
+            stream.shelf.commits.after_commit(partial(self._rewritten, found[-1][0].last))
         else:
             self._timer = stream.shelf.timers.after(_STEP_PAUSE_S, self._look)
 
@@ -167,9 +168,9 @@ class Compaction:
         stream.replaced(gone_count, size_bytes)
         return True
 
-    def _rewritten(self) -> None:
+    def _rewritten(self, last: int) -> None:
         self.is_rewriting = False
         stream = self._stream
         if not stream.is_deleted:
-            stream.look_at_limits()
+            stream.rewritten(last)
             self._timer = stream.shelf.timers.after(_STEP_PAUSE_S, self._look)

@@ -338,6 +338,16 @@ class TestReaders:
             assert set(kept) <= set(read[place])
             assert follower.damaged == follower.skipped == 0
 
+    def test_what_was_taken_out_is_not_read_from_memory(self, house: House) -> None:
+        """The last batches, which are kept for those who follow live, go with it."""
+        stream = house.declare(compact=True)
+        Reader().follow(stream)
+        append(house, stream, "aab")
+        house.pass_time(60)
+        assert sequences(stream.read()) == [2, 3]
+        append(house, stream, "a")
+        assert sequences(stream.read()) == [2, 3, 4]
+
     def test_a_group_forgets_what_was_compacted(self, house: House) -> None:
         """A record that came back and is not there any more counts as done."""
         stream = house.declare(compact=True)
