@@ -71,9 +71,10 @@ def _round(directory: Path, records: int, size_bytes: int, batch: int) -> Figure
     calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
     store = RocksStore(directory, in_core=calls.put, fatal=lambda what: calls.put(_failure(what)))
     try:
-        commits = Commits(store)
-        shelf = Shelf(store, commits, Timers(time.monotonic()), time.time() - time.monotonic())
-        streams = Streams(shelf, Statistics(), _unrouted, _unrouted)
+        timers, statistics = Timers(time.monotonic()), Statistics()
+        commits = Commits(store, timers, statistics)
+        shelf = Shelf(store, commits, timers, time.time() - time.monotonic())
+        streams = Streams(shelf, statistics, _unrouted, _unrouted)
         stream = streams.declare(StreamDefinition(name="bench"))
         begin = time.perf_counter()
         _append(stream, commits, calls, records // batch, size_bytes, batch)
