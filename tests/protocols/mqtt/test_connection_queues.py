@@ -250,7 +250,8 @@ class TestTheWayOfAMessage:
             assert producer.only(Puback).packet_id == number
             assert consumer.only(Publish).payload == b"x"
 
-    def test_producers_wait_for_the_disk(self) -> None:
+    @pytest.mark.parametrize("topic", [JOBS, "$stream/log"])
+    def test_producers_wait_for_the_disk(self, topic: str) -> None:
         """Over uncommitted_bytes_max a producer is not read until the disk has caught up."""
         store = HeldStore()
         link = Link(store=store, limits=Limits(uncommitted_bytes_max=65_536))
@@ -258,7 +259,7 @@ class TestTheWayOfAMessage:
         declare(link)
         size = link.node.limits.uncommitted_bytes_max // 4 + 1
         for number in range(1, 6):
-            producer.send(Publish(JOBS, bytes(size), 1, packet_id=number))
+            producer.send(Publish(topic, bytes(size), 1, packet_id=number))
         paused = [producer.endpoint.paused]
         while store.held:
             store.release()
