@@ -28,6 +28,7 @@ _LOADS = (
     ("publish/sent", "publish_sent"),
     ("sockets", "sockets_opened"),
     ("connections", "connections_opened"),
+    ("requests", "requests_received"),
 )
 
 
@@ -90,6 +91,12 @@ class SysTopics:
             "publish/messages/received": counted.publish_received,
             "publish/messages/sent": counted.publish_sent,
             "publish/messages/dropped": sum(counted.dropped.values()),
+            "requests/received": counted.requests_received,
+            "requests/waiting": len(node.requests),
+            "requests/services": node.requests.service_count,
+            "requests/repeated": counted.requests_repeated,
+            "replies/received": counted.replies_received,
+            **{f"requests/{code}": count for code, count in counted.requests_ended.items()},
             "publish/bytes/received": counted.publish_bytes_received,
             "publish/bytes/sent": counted.publish_bytes_sent,
             "bytes/received": counted.bytes_received,

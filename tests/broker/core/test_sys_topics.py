@@ -3,6 +3,7 @@
 import re
 
 from ganglion.protocols.mqtt.packets import V311
+from ganglion.protocols.mqtt.properties import Properties
 from tests.protocols.mqtt.fake_link import FakeClient, Link
 
 MOSQUITTO = (
@@ -41,6 +42,7 @@ LOADS = (
     "publish/sent",
     "sockets",
     "connections",
+    "requests",
 )
 
 
@@ -202,3 +204,21 @@ def test_queues_and_streams_have_figures() -> None:
     assert figure("queues/count") == b"1"
     assert figure("queue/other/messages") is None
     assert figure("queue/jobs/messages") == b"0"
+
+
+def test_requests_are_counted_by_their_outcome() -> None:
+    """How many were made, and how they ended, has a topic for each outcome there was."""
+    link = Link(sys_interval_s=10)
+    client = link.connect("exporter")
+    client.subscribe("$SYS/broker/requests/+")
+    client.complete("nobody", qos=1, properties=Properties(response_topic="r"))
+    link.connect("device", V311).subscribe("$request/+/t")
+    client.complete("t", qos=1, properties=Properties(response_topic="r"))
+    client.messages()
+    link.advance(10)
+    assert _figures(client) == {
+        "requests/received": "2",
+        "requests/waiting": "1",
+        "requests/services": "1",
+        "requests/no-responder": "1",
+    }
