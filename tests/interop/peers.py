@@ -31,6 +31,7 @@ __all__ = [
     "MosquittoTools",
     "Peer",
     "ProgramPeer",
+    "ProgramSession",
     "Properties",
     "Refused",
     "Server",
@@ -387,8 +388,11 @@ def _from_lines(found: Mapping[str, Any]) -> Properties:
     )
 
 
-class _ProgramSession(Session):
+class ProgramSession(Session):
+    """A connection of a library, which can also publish."""
+
     def __init__(self, peer: "ProgramPeer", name: str) -> None:
+        """Remember whose it is, and what it is called there."""
         self.peer = peer
         self.name = name
         self.granted = []
@@ -397,12 +401,35 @@ class _ProgramSession(Session):
         self.open = True
 
     def receive(self, *, deadline_s: float = DEADLINE_S) -> Incoming:
+        """The next message."""
         return _queued(self.messages, deadline_s, self.peer.name)
 
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 0,
+        retain: bool = False,
+        properties: Properties | None = None,
+    ) -> None:
+        """Publish, and wait for what the QoS promises."""
+        self.peer.call(
+            "publish",
+            self.name,
+            topic=topic,
+            payload=encode(payload),
+            qos=qos,
+            retain=retain,
+            properties=_to_lines(properties or Properties()),
+        )
+
     def close(self) -> None:
+        """Leave with DISCONNECT."""
         self._leave("close")
 
     def abort(self) -> None:
+        """Lose the connection without DISCONNECT."""
         self._leave("abort")
 
     def _leave(self, operation: str) -> None:
@@ -418,7 +445,7 @@ class ProgramPeer(Peer):
     def __init__(self, name: str, command: Sequence[str], directory: Path) -> None:
         """Remember how the process is started."""
         self.name = name
-        self.sessions: dict[str, _ProgramSession] = {}
+        self.sessions: dict[str, ProgramSession] = {}
         self._command = list(command)
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
@@ -487,9 +514,9 @@ class ProgramPeer(Peer):
         will: Will | None = None,
         user: str | None = None,
         password: str | None = None,
-    ) -> Session:
+    ) -> ProgramSession:
         """Open a connection of the library."""
-        session = _ProgramSession(self, f"s{next(_client_numbers)}")
+        session = ProgramSession(self, f"s{next(_client_numbers)}")
         self.sessions[session.name] = session
         try:
             result = self.call(
@@ -540,16 +567,7 @@ class ProgramPeer(Peer):
         """Publish by a connection of its own."""
         client_id = f"pub{next(_client_numbers)}"
         with self.open(server, client_id, version=version, user=user, password=password) as session:
-            assert isinstance(session, _ProgramSession)
-            self.call(
-                "publish",
-                session.name,
-                topic=topic,
-                payload=encode(payload),
-                qos=qos,
-                retain=retain,
-                properties=_to_lines(properties or Properties()),
-            )
+            session.publish(topic, payload, qos=qos, retain=retain, properties=properties)
 
     def shut(self) -> None:
         """End the process by ending its input."""
