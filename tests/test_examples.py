@@ -35,6 +35,12 @@ PRINTS = {
         "status: online",
         "command that waited: start",
     ],
+    "request_reply.py": [
+        "start: nobody answers there",
+        "start: start at half speed: done",
+        "stop: stop at once: done",
+        "overload: error responder-left: the responder went away",
+    ],
 }
 
 
