@@ -26,7 +26,7 @@ from ganglion.broker.store.rocksdb import RocksStore
 
 __all__ = ["Figures", "measure"]
 
-_APPENDS_WAITING = 32
+_APPENDS_WAITING = 16
 """Appends that are not acknowledged, of all publishers together."""
 _PAYLOADS = 16  # different ones, so that none is compressed or cached as a whole
 
