@@ -105,6 +105,8 @@ class Terms:
     """The shared subscription a message was taken from; it goes back there if not acknowledged."""
     source: "Source | None" = None
     """The queue or stream it was taken from, which is told how it was acknowledged."""
+    attempts: int = 0
+    """How often a queue delivered it in vain before it came to the place where it is now."""
 
 
 PLAIN_TERMS = (Terms(0), Terms(1), Terms(2))

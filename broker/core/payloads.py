@@ -18,6 +18,7 @@ __all__ = ["Payloads"]
 
 _NUMBER = Struct(">Q")
 _USES = Struct(">Q")
+_MANY = 2**62
 
 
 class Payloads:
@@ -63,17 +64,24 @@ class Payloads:
         key = _NUMBER.pack(number)
         try:
             record = self._store.get(Kind.PAYLOAD, key)
-            uses = self._store.get(Kind.PAYLOAD_USES, key)
         except RecordDamaged:
             return None
-        if record is None or uses is None:
+        if record is None:
             return None
         message = decode_message(record, self._offset_s)
         message.shared = SharedPayload(number)
-        message.shared.uses = _USES.unpack(uses)[0]
+        message.shared.uses = self._recorded_uses(key)
         message.shared.is_recorded = True
         self._loaded[number] = message
         return message
+
+    def _recorded_uses(self, key: bytes) -> int:
+        """In how many places it waits; without a readable record in so many that it stays."""
+        try:
+            uses = self._store.get(Kind.PAYLOAD_USES, key)
+        except RecordDamaged:
+            uses = None
+        return _MANY if uses is None else _USES.unpack(uses)[0]
 
     def _note(self, message: Message, shared: SharedPayload) -> None:
         if not shared.is_changed:

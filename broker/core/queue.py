@@ -16,34 +16,48 @@ rejected       it is buried: it goes to the dead letter queue; without one it is
 How often a message was delivered in vain is recorded when it comes back, not when it goes out: a
 delivery costs no write. After a restart nothing is leased.
 
-Times are monotonic while the node runs; across a restart delays and ages go by the wall clock.
+What is given out comes in this order: a higher priority first, among equals in the order in which
+the messages came to the queue. What comes back at once (a consumer left, a nack with delay 0) has
+its old place. What comes back after a delay, and what was sent with one, goes to the end of its
+priority when it is due. Only with ``ordered_by_key`` a message with a key keeps its place over a
+delay too, and those with the same key wait behind it: of one key one message at a time is with a
+consumer, those of a priority in the order in which they came, whatever happens to leases, consumers
+and the node (`key_order`).
+
+A queue that is ordered by key reads on past messages that have to wait, up to a bound; then the
+others wait too. What there is to bury at once (messages expire, a limit is lowered) is buried in
+steps, one for each commit.
+
+Times are monotonic while the node runs; across a restart delays and ages go by the wall clock. How
+long a message may live counts from when it was ready first.
 """
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from heapq import heappop, heappush
-from itertools import repeat
+from itertools import count as count_from
 from random import Random
-from struct import Struct
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
 
-import msgpack
-
+from ganglion.broker.core.attempts import Attempts, Place
 from ganglion.broker.core.backlog import Backlog, Shelf
 from ganglion.broker.core.deduplication import Deduplication
 from ganglion.broker.core.delays import Delays
+from ganglion.broker.core.key_order import KeyOrder, key_of
 from ganglion.broker.core.message import PLAIN_TERMS, Delivery, Message, MessageProperties, Terms
+from ganglion.broker.core.queue_consumer import LEASE_MAX_S, Consumer, ConsumerSink
 from ganglion.broker.core.queue_definition import QueueDefinition
+from ganglion.broker.core.queue_statistics import Browsed, QueueStatistics
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.timers import Timer
-from ganglion.broker.store import Kind
 
 if TYPE_CHECKING:
     from ganglion.broker.core.router import Outlet
 
 __all__ = [
     "QUEUE_PREFIX",
+    "REDRIVEN_MAX",
     "Browsed",
     "Consumer",
     "ConsumerSink",
@@ -60,130 +74,15 @@ ORIGIN_REASON: Final = "x-dead-letter-reason"
 ORIGIN_COUNT: Final = "x-dead-letter-count"
 _ORIGIN = (ORIGIN_QUEUE, ORIGIN_REASON, ORIGIN_COUNT)
 
-_SHARE = 64  # messages that one consumer gets before the next one's turn
-_SET_ASIDE_MAX = 2048  # messages in memory that wait for others with their key
+REDRIVEN_MAX = 10_000
+"""Dead letters that one call sends back at most."""
+_REDRIVEN_BYTES_MAX = 16 * 1024 * 1024
 
-_ATTEMPTS_KEY = Struct(">QQ")
-
-
-@dataclass(frozen=True, slots=True)
-class QueueStatistics:
-    """How a queue stands, and what has happened since the start of the node."""
-
-    messages: int
-    """All that is in it: ready, leased and delayed."""
-    bytes: int
-    leased: int
-    """With consumers, not settled."""
-    delayed: int
-    """Not due yet."""
-    consumers: int
-    is_paused: bool
-    oldest_s: float | None
-    """How long the oldest message has been there, in seconds; None: it is empty."""
-    published: int
-    delivered: int
-    acknowledged: int
-    returned: int
-    buried: int
-    """Rejected, expired, overflowing, or delivered in vain too often."""
-    duplicates: int
-    refused: int
-    """Messages that it had no room for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Browsed:
-    """One message of a queue, as a look at it shows."""
-
-    number: int
-    message: Message
-    time_s: float
-    """When it came, in Unix seconds."""
-    attempts: int
-    """How often it was delivered in vain."""
-
-
-class ConsumerSink(Protocol):
-    """What takes messages for a consumer."""
-
-    def room(self) -> int:
-        """How many messages it takes now."""
-        ...
-
-    def deliver(self, leases: list[tuple[int, Message]], attempts: dict[int, int]) -> None:
-        """Take messages, each under a lease, no more than there was room for.
-
-        `attempts` says of some of the leases how often their message was delivered in vain. What
-        it cannot take it gives back.
-        """
-        ...
-
-    def ended(self) -> None:
-        """The queue is no more: nothing comes from it, and nothing that came can be settled."""
-        ...
-
-
-class Consumer:
-    """One of those that share the messages of a queue; `Queue.consume` makes it."""
-
-    __slots__ = ("has_extended", "leases", "queue", "sink")
-
-    def __init__(self, queue: "Queue", sink: ConsumerSink) -> None:
-        self.queue = queue
-        self.sink = sink
-        self.leases: dict[int, tuple[Delivery, float]] = {}
-        """What it has and when each lease runs out (monotonic), in order of delivery."""
-        self.has_extended = False
-        """Whether a lease was extended: they do not run out in order then."""
-
-    def pull(self) -> None:
-        """It has room: give it what is ready."""
-        self.queue.serve(self)
-
-    def acknowledge(self, lease: int) -> bool:
-        """It is done with the message; False: the lease had run out (or never was)."""
-        found = self.leases.pop(lease, None)
-        if found is None:
-            return False
-        self.queue.settle(found[0])
-        return True
-
-    def acknowledge_run(self, leases: list[int]) -> None:
-        """It is done with all of these messages, of which some leases may have run out."""
-        pop = self.leases.pop
-        found = [pop(lease, None) for lease in leases]
-        self.queue.settle_run([each[0] for each in found if each is not None])
-
-    def nack(self, lease: int, delay_s: float | None = None) -> bool:
-        """It could not do it: return it, after the delay or that of the backoff if None."""
-        found = self.leases.pop(lease, None)
-        if found is None:
-            return False
-        self.queue.give_back(found[0], delay_s, "delivered too often")
-        return True
-
-    def reject(self, lease: int, reason: str = "rejected") -> bool:
-        """Nobody will be able to do it: bury the message, for this reason."""
-        found = self.leases.pop(lease, None)
-        if found is None:
-            return False
-        self.queue.bury(found[0], reason)
-        return True
-
-    def extend(self, lease: int, lease_s: float) -> bool:
-        """It needs the message for so many seconds from now on."""
-        found = self.leases.get(lease)
-        if found is None:
-            return False
-        self.has_extended = True
-        self.leases[lease] = (found[0], self.queue.shelf.timers.now + lease_s)
-        self.queue.watch_leases()
-        return True
-
-    def close(self) -> None:
-        """It leaves: what it has not settled is ready again at once, in order."""
-        self.queue.remove(self)
+_HELD_MAX = 2048  # messages in memory that rest, or wait for others with their key
+_HELD_BYTES_MAX = 16 * 1024 * 1024
+_BURIED_AT_ONCE_MAX = 10_000  # more than come in one commit, or a queue would outgrow its limits
+_BURIED_BYTES_AT_ONCE_MAX = 64 * 1024 * 1024
+_REFUSED_DELAY_S = 1.0  # rest of a consumer that gives back what it is given
 
 
 class Queue:
@@ -197,35 +96,41 @@ class Queue:
         delays_id: int,
         statistics: Statistics,
         find: Callable[[str], "Queue | None"],
+        make: Callable[[str], "Queue | None"],
         random: Random,
     ) -> None:
-        """`find` gives another queue by its name, for dead letters and what is redriven."""
+        """`find` gives another queue by its name, `make` also makes it, for dead letters."""
         self.definition = definition
         self.shelf = shelf
-        self.consumers: list[Consumer] = []
+        self.consumers: dict[Consumer, None] = {}
+        """In the order in which they came."""
         self.is_paused = False
         self._statistics = statistics
         self._find = find
+        self._make = make
         self._random = random
         self._lanes = lanes  # by priority, the lowest first
+        self._priorities = {lane.identifier: priority for priority, lane in enumerate(lanes)}
         for lane in lanes:
             lane.on_ready = self._ready
-        self._attempts: dict[tuple[int, int], int] = {}
-        self._rests: dict[tuple[int, int], float] = {}
-        self._read_attempts()
+        self._attempts = Attempts(shelf, [lane.identifier for lane in lanes])
         self._delays = Delays(shelf, delays_id, self._due)
         self._deduplication: Deduplication | None = None
-        # Given back and ready again, before everything of their priority that is in a lane.
-        self._returned: list[tuple[int, int, Delivery]] = []
-        self._locked: set[str] = set()  # keys of which a message is leased or rests
-        self._aside: dict[str, deque[Delivery]] = {}  # taken from their lane, and their key locked
-        self._aside_count = 0
+        # By priority: ready, and before everything that is in the lane, by their numbers there.
+        self._returned: list[list[tuple[int, Delivery]]] = [[] for _ in lanes]
+        self._returned_count = 0
+        self._keys = KeyOrder()
         self._resting: dict[Timer, Delivery] = {}
         self._next_lease = 1
-        self._turn = 0
+        self._waiting: OrderedDict[Consumer, None] = OrderedDict()  # may have room, by turn
         self._is_dispatching = False
+        self._is_called = False  # to dispatch, while it does
+        self._buried_at_once = self._buried_bytes_at_once = 0
+        self._is_going_on = False  # with burying, after the commit
         self._lease_timer: Timer | None = None
         self._lease_timer_at = 0.0
+        self._expiry_timer: Timer | None = None
+        self._expiry_timer_at = 0.0
         self._published = self._delivered = self._acknowledged = self._returns = 0
         self._buried = self._duplicates = self._refused = 0
         self.configure(definition)
@@ -236,18 +141,28 @@ class Queue:
         has_limit = definition.max_messages > 0 or definition.max_bytes > 0
         self.may_refuse = has_limit and definition.overflow == "reject"
         """Whether a publisher has to ask `refusal` first."""
-        self._is_plain = (
+        self._has_limit = has_limit
+        self._takes_all = (
             not has_limit and definition.priorities == 1 and not definition.deduplication_s
         )
-        if definition.deduplication_s and self._deduplication is None:
-            shelf = self.shelf
-            self._deduplication = Deduplication(
-                shelf.store,
-                shelf.commits,
-                shelf.timers,
-                shelf.wall_clock_offset_s,
-                self._delays.identifier,
-            )
+        self._gives_all = (
+            definition.priorities == 1 and not definition.ttl_s and not definition.ordered_by_key
+        )
+        if not definition.deduplication_s:
+            if self._deduplication is not None:
+                self._deduplication.discard()
+                self._deduplication = None
+        elif self._deduplication is None:
+            self._deduplication = Deduplication(self.shelf, self._delays.identifier)
+        self._is_ordered = definition.ordered_by_key
+        if not self._is_ordered:
+            for priority, delivery in self._keys.take_aside():
+                self._make_ready(delivery, priority)
+            self._keys.forget_holders()
+
+    def start(self) -> None:
+        """It is defined, or otherwise than before, and all queues are there: begin to work."""
+        self._ready()
 
     @property
     def name(self) -> str:
@@ -297,7 +212,7 @@ class Queue:
         Ask `refusal` first where the publisher can be told.
         """
         message.durable = True
-        if self._is_plain and message.properties is None:
+        if self._takes_all and message.properties is None:
             self._published += 1
             self._lanes[0].append(message, _PLAIN)
         else:
@@ -306,7 +221,7 @@ class Queue:
     def deliver_run(self, topic: str, payloads: list[bytes], qos: int) -> None:
         """Take many messages of one size without properties."""
         messages = [Message(topic, payload, qos) for payload in payloads]
-        if self._is_plain:
+        if self._takes_all:
             self._published += len(messages)
             self._lanes[0].append_run(messages, _PLAIN)
         else:
@@ -328,50 +243,70 @@ class Queue:
 
     def refusal(self, message: Message) -> str | None:
         """Why the queue would not take this message; None: it would."""
+        if self._is_duplicate(message):
+            return None  # it is there already
+        return self._overflows(message)
+
+    def _is_duplicate(self, message: Message) -> bool:
         about = message.properties
-        if (
+        return (
             self._deduplication is not None
             and about is not None
             and about.message_id is not None
             and self._deduplication.has(about.message_id, self.definition.deduplication_s)
-        ):
-            return None  # it is there already
-        return self._overflows(message)
+        )
 
     def _overflows(self, message: Message) -> str | None:
         definition = self.definition
         if definition.max_messages and self.count >= definition.max_messages:
             return f"queue {self.name} is full: max_messages = {definition.max_messages}"
-        if (
-            definition.max_bytes
-            and self.count
-            and self.size_bytes + message.size_bytes() > definition.max_bytes
-        ):
-            return f"queue {self.name} is full: max_bytes = {definition.max_bytes}"
+        if definition.max_bytes:
+            size_bytes = message.size_bytes()
+            if self.size_bytes + size_bytes > definition.max_bytes:
+                return (
+                    f"queue {self.name} has no room for {size_bytes} bytes: "
+                    f"max_bytes = {definition.max_bytes}"
+                )
         return None
 
     def _take_in(self, message: Message) -> None:
-        definition, about = self.definition, message.properties
-        if (
-            self._deduplication is not None
-            and about is not None
-            and about.message_id is not None
-            and not self._deduplication.is_new(about.message_id, definition.deduplication_s)
-        ):
+        about = message.properties
+        if self._is_duplicate(message):
             self._duplicates += 1
             self._statistics.drop("duplicate")
             return
-        if self._overflows(message):
-            if definition.overflow == "reject":
-                self._refused += 1
-                self._statistics.drop("queue is full")
-                return
-            self._make_room(message)
+        if self._has_limit and self._overflows(message) and not self._fits_after_all(message):
+            return
+        if self._deduplication is not None and about is not None and about.message_id is not None:
+            self._deduplication.add(about.message_id)
         self._published += 1
-        if about is not None and about.delay_s:
+        if about is not None and about.delay_s is not None and about.delay_s > 0:
             self._delays.add(message, self.shelf.timers.now + about.delay_s, 0)
         else:
             self._lane_of(message).append(message, _PLAIN)
+
+    def _fits_after_all(self, message: Message) -> bool:
+        """Make room for it; where that cannot be, the message itself is dropped or buried."""
+        definition = self.definition
+        if definition.overflow == "reject":
+            self._refused += 1
+            self._statistics.drop("queue is full")
+            return False
+        about, delays = message.properties, self._delays
+        # What is delayed cannot make room; nor could anything for what is larger than the limit.
+        kept = delays.size_bytes if about is not None and about.delay_s else 0
+        is_hopeless = definition.max_bytes and kept + message.size_bytes() > definition.max_bytes
+        if about is not None and about.delay_s and definition.max_messages:
+            is_hopeless = is_hopeless or delays.count >= definition.max_messages
+        if not is_hopeless:
+            self._make_room(message)
+            return True
+        self._buried += 1
+        if definition.overflow == "dead-letter":
+            self._send_dead_letter(message, "max length", 0)
+        else:
+            self._statistics.drop("queue is full")
+        return False
 
     def _lane_of(self, message: Message) -> Backlog:
         lanes, about = self._lanes, message.properties
@@ -382,7 +317,9 @@ class Queue:
     def _make_room(self, message: Message | None = None) -> None:
         """Drop or bury the oldest ready messages until this one fits, or until all fit."""
         definition = self.definition
-        while True:
+        if not self._has_limit or definition.overflow == "reject":
+            return
+        while not self._is_going_on:
             if message is not None:
                 if not self._overflows(message):
                     return
@@ -394,6 +331,7 @@ class Queue:
             oldest = self._next_lowest()
             if oldest is None:
                 return  # the rest is with consumers, or on its way to the disk: see `_ready`
+            self._count_buried(oldest[0].size_bytes())
             if definition.overflow == "dead-letter":
                 self.bury(oldest, "max length")
             else:
@@ -403,12 +341,10 @@ class Queue:
 
     def _next_lowest(self) -> Delivery | None:
         """The oldest ready message of the lowest priority."""
-        for priority, lane in enumerate(self._lanes):
-            if self._returned and any(-each[0] == priority for each in self._returned):
-                lowest = min(each for each in self._returned if -each[0] == priority)
-                self._returned.remove(lowest)
-                self._returned.sort()
-                return lowest[2]
+        for lane, returned in zip(self._lanes, self._returned, strict=True):
+            if returned:
+                self._returned_count -= 1
+                return heappop(returned)[1]
             delivery = lane.take()
             if delivery is not None:
                 return delivery
@@ -419,154 +355,179 @@ class Queue:
     def consume(self, sink: ConsumerSink) -> Consumer:
         """A new consumer, which gets its share from now on."""
         consumer = Consumer(self, sink)
-        self.consumers.append(consumer)
+        self.consumers[consumer] = None
+        self._waiting[consumer] = None
         return consumer
 
     def remove(self, consumer: Consumer) -> None:
         """The consumer has left. Harmless the second time."""
         if consumer not in self.consumers:
             return
-        self.consumers.remove(consumer)
+        del self.consumers[consumer]
+        self._waiting.pop(consumer, None)
         leases, consumer.leases = consumer.leases, {}
         for delivery, _ in leases.values():
-            self.give_back(delivery, 0.0, "delivered too often", dispatch=False)
+            self.give_back(delivery, 0.0, "delivered too often")
         self.dispatch()
 
     def _ready(self) -> None:
         """There is something in a lane that was not there before."""
-        if not self._is_plain and not self.may_refuse:
-            self._make_room()
-        if self.consumers:
+        if self._waiting:
             self.dispatch()
+        if self._has_limit:
+            self._make_room()
+        self._watch_expiry()
+
+    def serve(self, consumer: Consumer) -> None:
+        """It may have room: give it what is ready when its turn comes."""
+        if consumer in self.consumers:
+            self._waiting[consumer] = None
+            self.dispatch()
+            self._watch_expiry()
 
     def dispatch(self) -> None:
         """Give what is ready to the consumers, in turn, as far as they have room."""
-        if self._is_dispatching or self.is_paused or not self.consumers:
+        if self._is_dispatching:
+            self._is_called = True
             return
-        if self.definition.single_active_consumer or len(self.consumers) == 1:
-            self.serve(self.consumers[0])
+        if self.is_paused:
             return
         self._is_dispatching = True
+        turns = share = 0
         try:
-            idle = 0
-            while idle < len(self.consumers):
-                self._turn = (self._turn + 1) % len(self.consumers)
-                consumer = self.consumers[self._turn]
-                room = min(consumer.sink.room(), _SHARE)
+            while (consumer := self._whose_turn()) is not None:
+                if not turns:
+                    turns, share = len(self._waiting) + 1, self._share()
+                turns -= 1
+                room = consumer.sink.room()
                 if room <= 0:
-                    idle += 1
-                    continue
-                idle = 0
-                if not self._give(consumer, room):
-                    return
+                    continue  # it pulls when it has room again
+                self._is_called = False
+                most, returns = min(room, share), self._returns
+                given = self._give(consumer, most)
+                if self._returns != returns:  # it would get the same again at once, and for ever
+                    self._waiting.pop(consumer, None)
+                    self._serve_later(consumer)
+                elif consumer in self.consumers:
+                    self._waiting[consumer] = None
+                    if not given:  # it is its turn still
+                        self._waiting.move_to_end(consumer, last=False)
+                is_dry = not given or (given < most and not self._has_more())
+                if is_dry and not self._is_called:
+                    break
         finally:
             self._is_dispatching = False
 
-    def serve(self, consumer: Consumer) -> None:
-        """Give this consumer what is ready, as far as it has room."""
-        if self.is_paused:
-            return
-        if self.definition.single_active_consumer and self.consumers[0] is not consumer:
-            return
-        while (room := consumer.sink.room()) > 0 and self._give(consumer, room):
-            pass
+    def _serve_later(self, consumer: Consumer) -> None:
+        self.shelf.timers.after(_REFUSED_DELAY_S, lambda _now: self.serve(consumer))
 
-    def _give(self, consumer: Consumer, room: int) -> bool:
-        """Lease up to so many messages; whether there may be more."""
+    def _whose_turn(self) -> Consumer | None:
+        if self.definition.single_active_consumer:
+            first = next(iter(self.consumers), None)
+            if first is None or first not in self._waiting:
+                return None
+            del self._waiting[first]
+            return first
+        return self._waiting.popitem(last=False)[0] if self._waiting else None
+
+    def _has_more(self) -> bool:
+        return self._returned_count > 0 or not all(lane.is_empty for lane in self._lanes)
+
+    def _share(self) -> int:
+        """How much of what is ready each consumer gets until it is its turn again."""
+        count = len(self._waiting) + 1
+        if count == 1 or self.definition.single_active_consumer:
+            return _ALL
+        ready = self._returned_count + sum([lane.ready for lane in self._lanes])
+        return max(1, -(-ready // count))
+
+    def _give(self, consumer: Consumer, most: int) -> int:
+        """Lease it up to so many messages; how many it were."""
         now = self.shelf.timers.now
-        deadline = now + self.definition.lease_s
-        deliveries = self._next_ones(now, room)
+        is_plain = (
+            self._gives_all
+            and self._lanes[0].is_plain
+            and not self._returned_count
+            and not self._attempts
+        )
+        deliveries = self._lanes[0].take_many(most) if is_plain else self._take_singly(now, most)
         if not deliveries:
-            return False
-        leases = range(self._next_lease, self._next_lease + len(deliveries))
-        self._next_lease = leases.stop
-        consumer.leases.update(zip(leases, zip(deliveries, repeat(deadline)), strict=False))
-        given = list(zip(leases, [delivery[0] for delivery in deliveries], strict=True))
+            return 0
+        first = self._next_lease
+        self._next_lease = first + len(deliveries)
+        deadline = now + self.definition.lease_s
+        consumer.lease(first, deliveries, deadline)
+        self._delivered += len(deliveries)
+        self.watch_lease(deadline)
         attempts: dict[int, int] = {}
-        if self._attempts:
-            for lease, delivery in zip(leases, deliveries, strict=True):
-                if count := self._attempts.get(_place(delivery)):
-                    attempts[lease] = count
-        self._delivered += len(given)
-        if self._lease_timer is None:
-            self._watch_until(deadline)
-        consumer.sink.deliver(given, attempts)
-        return len(given) == room
+        if not is_plain:
+            for lease, delivery in enumerate(deliveries, first):
+                if how_often := self._attempts_of(delivery):
+                    attempts[lease] = how_often
+        consumer.sink.deliver(
+            list(zip(count_from(first), [each[0] for each in deliveries], strict=False)),
+            attempts,
+        )
+        return len(deliveries)
 
-    def _next_ones(self, now: float, count: int) -> list[Delivery]:
-        """Take up to so many messages that may be given out now."""
-        if (
-            self._is_plain
-            and not self._returned
-            and not self._rests
-            and not self.definition.ttl_s
-            and not self.definition.ordered_by_key
-        ):
-            taken = self._lanes[0].take_many(count)
-            if all(delivery[0].expires_at is None for delivery in taken):
-                return taken
-            self._lanes[0].put_back(taken)
+    def _take_singly(self, now: float, most: int) -> list[Delivery]:
         found: list[Delivery] = []
-        while len(found) < count and (delivery := self._next(now)) is not None:
+        while len(found) < most and (delivery := self._next(now)) is not None:
             found.append(delivery)
         return found
 
     def _next(self, now: float) -> Delivery | None:
         """Take the next message that may be given out now."""
-        definition = self.definition
-        while True:
+        while not self._is_going_on:
             delivery = self._take()
             if delivery is None:
                 return None
-            message, _, _, chunk = delivery
-            assert chunk is not None
-            if (message.expires_at is not None and message.expires_at <= now) or (
-                definition.ttl_s
-                and chunk.time_s + definition.ttl_s <= now + self.shelf.wall_clock_offset_s
-            ):
-                self.bury(delivery, "expired")
+            if self._expires_at(delivery) <= now:
+                self._expire(delivery)
                 continue
-            if self._rests and self._still_rests(delivery, now):
-                continue
-            about = message.properties
-            if definition.ordered_by_key and about is not None and about.key is not None:
-                if about.key in self._locked:
-                    self._aside.setdefault(about.key, deque()).append(delivery)
-                    self._aside_count += 1
+            if self._is_ordered:
+                if not self._keys.claim(delivery, self._priority_of(delivery)):
                     continue
-                self._locked.add(about.key)
+                rests_until = self._attempts.rests_until(_place(delivery))
+                if rests_until > now and key_of(delivery) is not None:
+                    self._rest(delivery, rests_until)  # it came back before a restart
+                    continue
             return delivery
+        return None
 
     def _take(self) -> Delivery | None:
-        returned = self._returned
-        if not returned:
-            if self._aside_count >= _SET_ASIDE_MAX:
-                return None  # so many wait for one key: the others have to wait too
-            for lane in reversed(self._lanes):
-                delivery = lane.take()
-                if delivery is not None:
-                    return delivery
-            return None
-        priority = -returned[0][0]
-        if self._aside_count < _SET_ASIDE_MAX:
-            for lane in reversed(self._lanes[priority + 1 :]):
-                delivery = lane.take()
-                if delivery is not None:
-                    return delivery
-        return heappop(returned)[2]
+        """The first of what is ready: of the highest priority, there what was returned."""
+        may_read = (
+            self._keys.count + len(self._resting) < _HELD_MAX
+            and self._keys.size_bytes < _HELD_BYTES_MAX
+        )  # so much waits for keys: what is behind it has to wait as well
+        for priority in reversed(range(len(self._lanes))):
+            returned = self._returned[priority]
+            if returned:
+                self._returned_count -= 1
+                return heappop(returned)[1]
+            if may_read and (delivery := self._lanes[priority].take()) is not None:
+                return delivery
+        return None
 
     # -- the ends of a lease ---------------------------------------------------------------------
 
     def settle(self, delivery: Delivery) -> None:
         """A consumer is done with it."""
         self._acknowledged += 1
-        self._forget(delivery)
-        if self._locked:
-            self._unlock(delivery)
+        if self._is_ordered or self._attempts:
+            self._forget(delivery)
+            self._release_key(delivery)
+            if self._returned_count:
+                self.dispatch()
+        else:
+            chunk = delivery[3]
+            assert chunk is not None
+            chunk.backlog.settle(delivery)
 
     def settle_run(self, deliveries: list[Delivery]) -> None:
         """A consumer is done with all of these."""
-        if self._attempts or self._locked or len(self._lanes) > 1:
+        if self._is_ordered or self._attempts or len(self._lanes) > 1:
             for delivery in deliveries:
                 self.settle(delivery)
         else:
@@ -578,47 +539,56 @@ class Queue:
         chunk = delivery[3]
         assert chunk is not None
         chunk.backlog.settle(delivery)
-        if self._attempts and (place := _place(delivery)) in self._attempts:
-            del self._attempts[place]
-            self.shelf.commits.delete(Kind.RETURNED, _ATTEMPTS_KEY.pack(*place))
+        if self._attempts:
+            self._attempts.forget(_place(delivery))
 
-    def give_back(
-        self, delivery: Delivery, delay_s: float | None, reason: str, *, dispatch: bool = True
-    ) -> None:
-        """A consumer could not do it. `delay_s` None: the delay of the backoff."""
+    def give_back(self, delivery: Delivery, delay_s: float | None, reason: str) -> None:
+        """A consumer could not do it. `delay_s` None: the delay of the backoff.
+
+        Whoever gives back what he has to dispatches then.
+        """
         definition = self.definition
-        place = _place(delivery)
-        attempts = self._attempts.get(place, 0) + 1
+        attempts = self._attempts_of(delivery) + 1
         self._returns += 1
         if definition.max_deliveries and attempts >= definition.max_deliveries:
             self.bury(delivery, reason, attempts)
-            return
-        if delay_s is None:
-            delay_s = self._backoff_s(attempts)
-        message = delivery[0]
-        about = message.properties
-        is_ordered = definition.ordered_by_key and about is not None and about.key is not None
-        if delay_s > 0 and not is_ordered:
-            self._delays.add(message, self.shelf.timers.now + delay_s, attempts)
-            self._forget(delivery)
-            return
-        now = self.shelf.timers.now
-        due = now + delay_s if delay_s > 0 else 0.0
-        self._note_attempts(place, attempts, due)
-        if due:  # its key stays locked: what comes after it has to wait
-            self._rest(delivery, due)
-            return
-        if self._locked:
-            self._release_key(delivery)
-        self._make_ready(delivery)
-        if dispatch:
-            self.dispatch()
+        else:
+            if delay_s is None:
+                delay_s = self._backoff_s(attempts)
+            if delay_s > 0:
+                self._give_back_later(delivery, min(delay_s, LEASE_MAX_S), attempts)
+            else:
+                self._attempts.note(_place(delivery), attempts, 0.0)
+                self._make_ready(delivery, self._priority_of(delivery))
+                self._release_key(delivery)
 
-    def _make_ready(self, delivery: Delivery) -> None:
+    def _give_back_later(self, delivery: Delivery, delay_s: float, attempts: int) -> None:
+        due = self.shelf.timers.now + delay_s
+        if self._is_ordered and key_of(delivery) is not None:
+            self._attempts.note(_place(delivery), attempts, due)
+            self._rest(delivery, due)  # it holds its key: what comes after it has to wait
+            return
+        message = delivery[0]
+        if self.definition.ttl_s:  # its age goes on where it gets a new number
+            expires_at = self._expires_at(delivery)
+            about = message.properties
+            message = Message(message.topic, message.payload, message.qos, False, about, expires_at)
+        self._delays.add(message, due, attempts)
+        self._forget(delivery)
+        self._release_key(delivery)
+
+    def reject(self, delivery: Delivery, reason: str) -> None:
+        """A consumer says that nobody will be able to do it."""
+        self.bury(delivery, reason, self._attempts_of(delivery) + 1)
+
+    def _priority_of(self, delivery: Delivery) -> int:
         chunk = delivery[3]
         assert chunk is not None
-        priority = self._lanes.index(chunk.backlog) if len(self._lanes) > 1 else 0
-        heappush(self._returned, (-priority, delivery[2], delivery))
+        return self._priorities[chunk.backlog.identifier]
+
+    def _make_ready(self, delivery: Delivery, priority: int) -> None:
+        heappush(self._returned[priority], (delivery[2], delivery))
+        self._returned_count += 1
 
     def _backoff_s(self, attempts: int) -> float:
         """Doubled by each attempt; spread, for what failed together should not come together."""
@@ -629,16 +599,15 @@ class Queue:
     def bury(self, delivery: Delivery, reason: str, attempts: int | None = None) -> None:
         """Nobody is to get it any more: move it to the dead letter queue, if there is one."""
         if attempts is None:
-            attempts = self._attempts.get(_place(delivery), 0)
+            attempts = self._attempts_of(delivery)
         self._buried += 1
         self._send_dead_letter(delivery[0], reason, attempts)
         self._forget(delivery)
-        if self._locked:
-            self._unlock(delivery)
+        self._release_key(delivery)
 
     def _send_dead_letter(self, message: Message, reason: str, attempts: int) -> None:
         name = self.definition.dead_letter
-        target = self._find(name) if name else None
+        target = self._make(name) if name else None
         if target is None:
             self._statistics.drop(f"queue: {reason}" if reason in _REASONS else "queue: rejected")
             return
@@ -652,26 +621,33 @@ class Queue:
         about = replace(about, user_properties=others + origin, delay_s=None, message_id=None)
         target.deliver(Message(message.topic, message.payload, message.qos, False, about), _PLAIN)
 
+    def _count_buried(self, size_bytes: int) -> None:
+        """Something was found expired or over a limit: the step is full with so much of it.
+
+        Then nothing is taken singly, and no room is made, before the commit.
+        """
+        self._buried_at_once += 1
+        self._buried_bytes_at_once += size_bytes
+        if (
+            self._buried_at_once >= _BURIED_AT_ONCE_MAX
+            or self._buried_bytes_at_once >= _BURIED_BYTES_AT_ONCE_MAX
+        ) and not self._is_going_on:
+            self._is_going_on = True
+            self.shelf.commits.after_commit(self._go_on)
+
+    def _go_on(self) -> None:
+        self._buried_at_once = self._buried_bytes_at_once = 0
+        self._is_going_on = False
+        self._ready()
+
     # -- keys ------------------------------------------------------------------------------------
 
     def _release_key(self, delivery: Delivery) -> None:
-        about = delivery[0].properties
-        if about is not None and about.key is not None:
-            self._locked.discard(about.key)
-
-    def _unlock(self, delivery: Delivery) -> None:
-        """The next message with the same key may be given out."""
-        about = delivery[0].properties
-        if about is None or about.key is None or about.key not in self._locked:
-            return
-        self._locked.discard(about.key)
-        waiting = self._aside.get(about.key)
-        if waiting:
-            self._aside_count -= 1
-            self._make_ready(waiting.popleft())
-            if not waiting:
-                del self._aside[about.key]
-            self.dispatch()
+        """It is out of the way: the next message with its key may be given out."""
+        if self._is_ordered:
+            following = self._keys.release(delivery)
+            if following is not None:
+                self._make_ready(following[1], following[0])
 
     def _rest(self, delivery: Delivery, due: float) -> None:
         timer = self.shelf.timers.at(due, lambda _now: self._rested(timer))
@@ -679,66 +655,23 @@ class Queue:
 
     def _rested(self, timer: Timer) -> None:
         delivery = self._resting.pop(timer)
+        self._make_ready(delivery, self._priority_of(delivery))
         self._release_key(delivery)
-        self._make_ready(delivery)
         self.dispatch()
 
-    def _still_rests(self, delivery: Delivery, now: float) -> bool:
-        """Whether it came back before a restart and is not due yet: then it is set aside."""
-        due = self._rests.pop(_place(delivery), 0.0)
-        if due <= now:
-            return False
-        about = delivery[0].properties
-        if about is not None and about.key is not None:
-            self._locked.add(about.key)
-        self._rest(delivery, due)
-        return True
-
-    # -- attempts --------------------------------------------------------------------------------
-
-    def _note_attempts(self, place: tuple[int, int], attempts: int, due: float) -> None:
-        self._attempts[place] = attempts
-        rests_until = due + self.shelf.wall_clock_offset_s if due else 0.0
-        self.shelf.commits.put(
-            Kind.RETURNED, _ATTEMPTS_KEY.pack(*place), msgpack.packb([attempts, rests_until])
-        )
-
-    def _read_attempts(self) -> None:
-        for lane in self._lanes:
-            start = _ATTEMPTS_KEY.pack(lane.identifier, 0)
-            stop = _ATTEMPTS_KEY.pack(lane.identifier + 1, 0)
-            for key, value in self.shelf.store.scan(Kind.RETURNED, start, stop):
-                identifier, number = _ATTEMPTS_KEY.unpack(key)
-                attempts, rests_until = msgpack.unpackb(value)
-                self._attempts[identifier, number] = attempts
-                if rests_until:
-                    due = rests_until - self.shelf.wall_clock_offset_s
-                    self._rests[identifier, number] = due
+    def _attempts_of(self, delivery: Delivery) -> int:
+        """How often it was delivered in vain."""
+        noted = self._attempts.get(_place(delivery)) if self._attempts else 0
+        return noted or delivery[1].attempts
 
     def _due(self, message: Message, attempts: int) -> None:
         """A delayed message is due."""
-        lane = self._lane_of(message)
-        number = lane.append(message, _PLAIN)
-        if attempts:
-            self._note_attempts((lane.identifier, number), attempts, 0.0)
+        self._lane_of(message).append(message, Terms(1, attempts=attempts) if attempts else _PLAIN)
 
     # -- leases run out --------------------------------------------------------------------------
 
-    def watch_leases(self) -> None:
-        """Look after the lease that runs out next."""
-        deadlines = [
-            deadline
-            for consumer in self.consumers
-            for deadline in (
-                (each[1] for each in consumer.leases.values())
-                if consumer.has_extended
-                else [each[1] for each in list(consumer.leases.values())[:1]]
-            )
-        ]
-        if deadlines:
-            self._watch_until(min(deadlines))
-
-    def _watch_until(self, deadline: float) -> None:
+    def watch_lease(self, deadline: float) -> None:
+        """A lease runs out then."""
         if self._lease_timer is not None:
             if self._lease_timer_at <= deadline:
                 return
@@ -748,20 +681,72 @@ class Queue:
 
     def _end_leases(self, now: float) -> None:
         self._lease_timer = None
-        for consumer in self.consumers:
-            ended: list[int] = []
-            for lease, (_, deadline) in consumer.leases.items():
-                if deadline <= now:
-                    ended.append(lease)
-                elif not consumer.has_extended:
-                    break
-            for lease in ended:
-                delivery, _ = consumer.leases.pop(lease)
-                self.give_back(delivery, None, "lease ran out too often", dispatch=False)
-            if not consumer.leases:
-                consumer.has_extended = False
-        self.watch_leases()
+        for consumer in list(self.consumers):
+            ended = consumer.take_ended(now)
+            for delivery in ended:
+                self.give_back(delivery, None, "lease ran out too often")
+            if ended:  # it may have room now, but others come first
+                self._waiting[consumer] = None
+                self._waiting.move_to_end(consumer)
+        deadlines = [each.next_deadline() for each in self.consumers]
+        first = min((each for each in deadlines if each is not None), default=None)
+        if first is not None:
+            self.watch_lease(first)
         self.dispatch()
+
+    # -- messages expire -------------------------------------------------------------------------
+
+    def _expires_at(self, delivery: Delivery) -> float:
+        """When the message is too old, on the monotonic clock; infinity: never."""
+        message, _, _, chunk = delivery
+        expires_at = _NEVER if message.expires_at is None else message.expires_at
+        ttl_s = self.definition.ttl_s
+        if ttl_s:
+            assert chunk is not None
+            old_at = chunk.time_s + ttl_s - self.shelf.wall_clock_offset_s
+            expires_at = min(expires_at, old_at)
+        return expires_at
+
+    def _watch_expiry(self) -> None:
+        """Look after the first messages of each priority: they expire although nobody asks."""
+        if self._gives_all and self._lanes[0].is_plain and not self._returned_count:
+            return  # nothing expires
+        first = _NEVER
+        for lane, returned in zip(self._lanes, self._returned, strict=True):
+            if self.definition.ttl_s or not lane.is_plain:
+                head = lane.peek()
+                if head is not None:
+                    first = min(first, self._expires_at(head))
+            if returned:
+                first = min(first, self._expires_at(returned[0][1]))
+        if first == _NEVER:
+            return
+        if self._expiry_timer is not None:
+            if self._expiry_timer_at <= first:
+                return
+            self._expiry_timer.cancel()
+        self._expiry_timer_at = first
+        self._expiry_timer = self.shelf.timers.at(first, self._bury_expired)
+
+    def _bury_expired(self, now: float) -> None:
+        self._expiry_timer = None
+        for lane, returned in zip(self._lanes, self._returned, strict=True):
+            while returned and self._expires_at(returned[0][1]) <= now and not self._is_going_on:
+                self._returned_count -= 1
+                self._expire(heappop(returned)[1])
+            while (
+                (head := lane.peek()) is not None
+                and self._expires_at(head) <= now
+                and not self._is_going_on
+            ):
+                self._expire(lane.take() or head)
+        if not self._is_going_on:  # else `_go_on` looks again
+            self._watch_expiry()
+            self.dispatch()
+
+    def _expire(self, delivery: Delivery) -> None:
+        self._count_buried(delivery[0].size_bytes())
+        self.bury(delivery, "expired")
 
     # -- care ------------------------------------------------------------------------------------
 
@@ -775,98 +760,111 @@ class Queue:
         self.dispatch()
 
     def purge(self) -> int:
-        """Forget everything that is not with a consumer; how many messages that was."""
+        """Forget everything that is on disk and not with a consumer; how many messages that was."""
         gone = self._delays.purge()
-        for _, _, delivery in self._returned:
-            self._forget(delivery)
-        for waiting in self._aside.values():
-            for delivery in waiting:
-                self._forget(delivery)
-            gone += len(waiting)
+        held = [delivery for _, delivery in self._keys.take_aside()]
+        held += [each[1] for returned in self._returned for each in returned]
         for timer, delivery in self._resting.items():
             timer.cancel()
+            held.append(delivery)
+        self._returned = [[] for _ in self._lanes]
+        self._returned_count = 0
+        self._resting = {}
+        for delivery in held:
             self._forget(delivery)
-            self._release_key(delivery)
-        gone += len(self._returned) + len(self._resting)
-        self._returned = []
-        self._aside, self._aside_count, self._resting = {}, 0, {}
-        return gone + sum(lane.purge() for lane in self._lanes)
+            self._release_key(delivery)  # of one that rested
+        gone += len(held) + sum([lane.purge() for lane in self._lanes])
+        leased = {
+            _place(delivery)
+            for consumer in self.consumers
+            for delivery, _ in consumer.leases.values()
+        }
+        self._attempts.forget_others(leased)
+        self._statistics.drop("queue: purged", gone)
+        return gone
 
     def browse(self, after: int = 0, priority: int = 0) -> Iterator[Browsed]:
         """What is in one priority's lane in numbers above `after`, as committed, leased or not."""
         lane = self._lanes[priority]
         for waiting in lane.browse(after):
-            attempts = self._attempts.get((lane.identifier, waiting.number), 0)
+            attempts = self._attempts.get((lane.identifier, waiting.number))
+            attempts = attempts or waiting.terms.attempts
             yield Browsed(waiting.number, waiting.message, waiting.time_s, attempts)
 
     def redrive(self, count: int) -> int:
         """Send up to so many dead letters back to where they came from; how many went.
 
-        A message whose queue is not known any more stays, and is looked at last.
+        No more go in one call than one commit should carry (`REDRIVEN_MAX`): call again until none
+        goes. Those whose queue is not known any more, or has no room, stay in their order; only so
+        many of them are passed over in a call.
         """
-        gone = 0
+        gone = size_bytes = 0
         kept: list[Delivery] = []
-        now = self.shelf.timers.now
-        while gone < count and len(kept) < _SET_ASIDE_MAX:
-            delivery = self._next(now)
-            if delivery is None:
+        for priority, delivery in self._keys.take_aside():  # no order is kept among keys here
+            self._make_ready(delivery, priority)
+        while gone < min(count, REDRIVEN_MAX) and size_bytes < _REDRIVEN_BYTES_MAX:
+            delivery_or_none = self._take() if len(kept) < _HELD_MAX else None
+            if delivery_or_none is None:
                 break
-            message = delivery[0]
-            about = message.properties or MessageProperties()
-            origin = dict(about.user_properties).get(ORIGIN_QUEUE)
-            target = self._find(origin) if origin is not None else None
-            if target is None or target is self or target.refusal(message) is not None:
+            delivery = delivery_or_none
+            if self._send_back(delivery[0]):
+                size_bytes += delivery[0].size_bytes()
+                self._forget(delivery)
+                gone += 1
+            else:
                 kept.append(delivery)
-                continue
-            others = tuple(each for each in about.user_properties if each[0] not in _ORIGIN)
-            about = replace(about, user_properties=others)
-            target.deliver(
-                Message(message.topic, message.payload, message.qos, False, about), _PLAIN
-            )
-            self._forget(delivery)
-            if self._locked:
-                self._unlock(delivery)
-            gone += 1
         for delivery in kept:
-            self._release_key(delivery)
-            self._make_ready(delivery)
+            self._make_ready(delivery, self._priority_of(delivery))
+        self.dispatch()
         return gone
+
+    def _send_back(self, message: Message) -> bool:
+        """Send a dead letter to the queue that it came from; whether that takes it."""
+        about = message.properties or MessageProperties()
+        origin = dict(about.user_properties).get(ORIGIN_QUEUE)
+        target = self._find(origin) if origin is not None else None
+        if target is None or target is self or target.refusal(message) is not None:
+            return False
+        others = tuple(each for each in about.user_properties if each[0] not in _ORIGIN)
+        about = replace(about, user_properties=others)
+        target.deliver(Message(message.topic, message.payload, message.qos, False, about), _PLAIN)
+        return True
 
     def discard(self) -> None:
         """The queue is no more, with all that is in it."""
-        for consumer in self.consumers:
-            for delivery, _ in consumer.leases.values():
-                self._forget(delivery)
-            consumer.leases = {}
-        self.purge()
-        consumers, self.consumers = self.consumers, []
+        self._statistics.drop("queue: deleted", self.count)
+        consumers, self.consumers = self.consumers, {}
+        self._waiting.clear()
         for consumer in consumers:
-            consumer.sink.ended()
+            leases, consumer.leases = consumer.leases, {}
+            for delivery, _ in leases.values():
+                self._forget(delivery)
+        self.purge()
         self.stop()
         if self._deduplication is not None:
             self._deduplication.discard()
         self._delays.discard()
         for lane in self._lanes:
-            self.shelf.commits.delete_range(
-                Kind.RETURNED,
-                _ATTEMPTS_KEY.pack(lane.identifier, 0),
-                _ATTEMPTS_KEY.pack(lane.identifier + 1, 0),
-            )
             lane.discard()
+        for consumer in consumers:
+            consumer.sink.ended()
 
     def stop(self) -> None:
         """No timers any more."""
-        if self._lease_timer is not None:
-            self._lease_timer.cancel()
-            self._lease_timer = None
+        for timer in (self._lease_timer, self._expiry_timer, *self._resting):
+            if timer is not None:
+                timer.cancel()
+        self._lease_timer = self._expiry_timer = None
         self._delays.stop()
 
 
 _PLAIN = PLAIN_TERMS[1]
+_NEVER = float("inf")
+_ALL = 2**62
 _REASONS = ("expired", "max length", "delivered too often", "lease ran out too often")
 
 
-def _place(delivery: Delivery) -> tuple[int, int]:
+def _place(delivery: Delivery) -> Place:
     """Where it is recorded: the backlog and the number there."""
     chunk = delivery[3]
     assert chunk is not None

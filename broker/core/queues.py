@@ -57,6 +57,8 @@ class Queues:
             queue = self._open(definition, [shelf.open(lane) for lane in lanes], delays_id)
             queue.is_paused = is_paused
             assert key.decode() == queue.name
+        for queue in self:
+            queue.start()
 
     def __iter__(self) -> Iterator[Queue]:
         return iter(list(self._queues.values()))
@@ -91,8 +93,9 @@ class Queues:
         self._check_chain(definition)
         queue = self._queues.get(definition.name)
         if queue is None:
-            if len(self._queues) >= _QUEUES_MAX:
-                raise InvalidDefinition(f"there are {_QUEUES_MAX} queues already")
+            new = 1 + bool(definition.dead_letter and definition.dead_letter not in self._queues)
+            if len(self._queues) + new > _QUEUES_MAX:
+                raise InvalidDefinition(f"there are {_QUEUES_MAX} queues at most")
             lanes = [self._shelf.create() for _ in range(definition.priorities)]
             queue = self._open(definition, lanes, self._shelf.create().identifier)
             for lane in lanes:
@@ -110,7 +113,7 @@ class Queues:
             queue.configure(definition)
             self._bind_all(queue, definition)  # routes say whether to ask the queue for room
             self._record(queue)
-            queue.dispatch()
+            queue.start()
         if definition.dead_letter and definition.dead_letter not in self._queues:
             self.declare(QueueDefinition(name=definition.dead_letter))
         return queue
@@ -146,11 +149,25 @@ class Queues:
 
     def _open(self, definition: QueueDefinition, lanes: list[Backlog], delays_id: int) -> Queue:
         queue = Queue(
-            definition, self._shelf, lanes, delays_id, self._statistics, self.find, self._random
+            definition,
+            self._shelf,
+            lanes,
+            delays_id,
+            self._statistics,
+            self.find,
+            self._find_or_make,
+            self._random,
         )
         self._queues[definition.name] = queue
         self._bind_all(queue, definition)
         return queue
+
+    def _find_or_make(self, name: str) -> Queue | None:
+        """The queue for dead letters, which somebody may have deleted; None: it cannot be made."""
+        try:
+            return self._queues.get(name) or self.declare(QueueDefinition(name=name))
+        except InvalidDefinition:
+            return None
 
     def _bind_all(self, queue: Queue, definition: QueueDefinition) -> None:
         for topic_filter in (*definition.bindings, QUEUE_PREFIX + definition.name):

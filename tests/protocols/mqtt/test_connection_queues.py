@@ -320,7 +320,7 @@ class TestRefusing:
         (message,) = doctor.messages()
         assert message.topic == JOBS
         assert message.properties == user(
-            x_dead_letter_queue="jobs", x_dead_letter_reason="not JSON", x_dead_letter_count="0"
+            x_dead_letter_queue="jobs", x_dead_letter_reason="not JSON", x_dead_letter_count="1"
         )
 
     def test_in_vain_too_often(self) -> None:
