@@ -737,16 +737,22 @@ class Reactor:
                 self._calls.popleft()()
             except Exception:  # noqa: BLE001 - as above
                 self._contain(None)
+        # What is to be sent goes first: a send lets the storage thread have the interpreter, if it
+        # has something to do, and then waits to get it back.
+        self._send()
         try:
             self._end_of_tick()
         except Exception:  # noqa: BLE001 - as above
             self._contain(None)
+        self._send()
+
+    def _send(self) -> None:
         while self.dirty:
             dirty, self.dirty = self.dirty, []
             for endpoint in dirty:
                 try:
                     endpoint.flush()
-                except Exception:  # noqa: BLE001 - as above
+                except Exception:  # noqa: BLE001 - a fault of ours costs one connection
                     self._contain(endpoint)
 
     def _contain(self, endpoint: SocketEndpoint | ProxyHeader | Listener | None) -> None:
