@@ -31,6 +31,7 @@ from ganglion.protocols.websocket.server import Subprotocol, WebSocketServer
 __all__ = ["WebSocketConnection"]
 
 _PING: Final = b"\x89\0"
+_OPCODE: Final = 0x0F
 _CONTROL = FrameProtocol(False, [])  # writes control frames; it keeps nothing from one to the next
 
 _Failure = tuple[CloseReason, str]
@@ -168,7 +169,7 @@ class WebSocketConnection:
                 if sizes is None:
                     self._header = data[pos:]
                     break
-                failure = self._too_long(sizes[1])
+                failure = self._wrong_kind(data[pos]) or self._too_long(sizes[1])
                 if failure is not None:
                     break
                 self._owed = sum(sizes)
@@ -200,6 +201,13 @@ class WebSocketConnection:
 
     # -- reading ---------------------------------------------------------------------------------
 
+    def _wrong_kind(self, first: int) -> _Failure | None:
+        """Judge a frame by the kind of message that it begins."""
+        kind, other = ("binary", TEXT) if self._first == BINARY else ("text", BINARY)
+        if self._is_fragmented or first & _OPCODE != other & _OPCODE:
+            return None
+        return CloseReason.UNSUPPORTED_DATA, f"{self._name} speaks in {kind} messages"
+
     def _too_long(self, size: int) -> _Failure | None:
         """Judge a frame by the length that it announces, before it has come."""
         limits = self._server.node.limits
@@ -224,15 +232,11 @@ class WebSocketConnection:
         failure: _Failure | None = None
         for event in decoder.events():
             match event:
-                case BytesMessage() if self._first == BINARY:
+                case BytesMessage():
                     self._is_fragmented = not event.message_finished
                     payloads.append(bytes(event.data))
-                case TextMessage() if self._first == TEXT:
+                case TextMessage():
                     failure = self._take_text(event, payloads)
-                case BytesMessage() | TextMessage():
-                    kind = "binary" if self._first == BINARY else "text"
-                    text = f"{self._name} speaks in {kind} messages"
-                    failure = CloseReason.UNSUPPORTED_DATA, text
                 case Ping():
                     if not self._endpoint.congested:  # 5.5.3: what is late need not be answered
                         self._endpoint.write_bare(bytes(_CONTROL.pong(bytes(event.payload))))

@@ -1,8 +1,9 @@
 """The cases of the Autobahn WebSocket test suite for servers, by its numbers.
 
-The suite itself (autobahntestsuite 0.8.2) needs Python 2 and cannot be installed beside this
-project, so each case is written anew from what its description says is sent and what is expected.
-Category 9 has the sizes of the suite up to 4 MiB; its timings (9.7, 9.8) are benchmarks.
+The suite itself (autobahntestsuite 25.10.1) is Python 2 code: it installs under Python 3 and cannot
+be imported there. So each case is written anew from what its description says is sent and what is
+expected. Category 9 has the sizes of the suite up to 4 MiB; its timings (9.7, 9.8) are benchmarks.
+Compression (12, 13) is in test_deflate.py.
 """
 
 from collections.abc import Iterator
