@@ -76,7 +76,7 @@ UNKNOWN_LIMITS: Final = FrameLimits(64 * 1024, 32, 64)
 class FrameReader:
     """Takes bytes of MessagePack as they come and gives whole frames."""
 
-    __slots__ = ("_budget", "_fed", "_unpacker", "end", "limits", "read_bytes")
+    __slots__ = ("_budget", "_counted_from", "_fed", "_unpacker", "end", "limits", "read_bytes")
 
     def __init__(self, limits: FrameLimits) -> None:
         self.limits = limits
@@ -92,6 +92,7 @@ class FrameReader:
             max_ext_len=0,
         )
         self._fed = 0
+        self._counted_from = -1  # where the frame began whose elements the budget is for
         self.end = 0
         """Where the last whole frame ended, in bytes since the first that was fed."""
         self.read_bytes: Callable[[int], object] = self._unpacker.read_bytes
@@ -114,7 +115,8 @@ class FrameReader:
 
     def feed(self, data: bytes | memoryview) -> None:
         """These bytes came. Raises `FrameError` when there are more than a frame may have."""
-        if self.end == self._fed:
+        if self.end != self._counted_from:  # another frame has begun since
+            self._counted_from = self.end
             self._budget.left = ELEMENTS_MAX + len(data)
         try:
             self._unpacker.feed(data)
