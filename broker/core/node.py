@@ -562,7 +562,8 @@ class Node:
         targets = route.targets
         receivers: list[Receiver] = [target.receiver for target in targets]
         receivers += [member[0] for group in route.groups for member in group.members]
-        if message.retain or (message.qos and any(each.is_durable() for each in receivers)):
+        recorded = message.retain and message.topic[:1] != "$"  # see `Journal.retain`
+        if recorded or (message.qos and any(each.is_durable() for each in receivers)):
             raise DiskFull("the disk is full: what has to be durable is not taken")
         transient = [each for each in targets if isinstance(each.receiver, Session)]
         for _ in range(len(targets) - len(transient)):  # queues and streams, which keep QoS 0 too

@@ -231,7 +231,8 @@ class Broker:
     async def drain(self) -> bool:
         """Stop listening, say goodbye to every client, and wait (a bounded time) until all have it.
 
-        Whether every connection ended in time. `run` has to be running.
+        Whether every connection ended in time and all is durable: on a full disk a commit may wait
+        for room, but nobody was told of it. `run` has to be running.
         """
         self._is_draining = True
         self.reactor.stop_listening()
@@ -239,8 +240,9 @@ class Broker:
         complete = await self.reactor.drain(self.node.limits.drain_timeout_s)
         durable = trio.Event()
         await self._in_tick(lambda: self.node.journal.commits.after_commit(durable.set))
-        await durable.wait()
-        return complete
+        with trio.move_on_after(self.node.limits.drain_timeout_s):
+            await durable.wait()
+        return complete and durable.is_set()
 
     def _say_goodbye(self) -> None:
         self.node.drain()
@@ -484,8 +486,8 @@ def _open_store(configuration: Configuration, log: Logger, in_core: InCore) -> S
         os._exit(os.EX_IOERR)  # in the storage thread: nothing may be acknowledged any more
 
     def say_damage(damage: Damage) -> None:
-        if damage.kind is None:  # a commit that nobody was told of: any kill may leave that
-            log.warning("mended a torn file", problem=damage.what)
+        if damage.kind is None:  # nothing that anybody was told of: any kill may leave that
+            log.warning("mended the store", problem=damage.what)
         else:
             kind = damage.kind.name.lower()
             log.error("damaged record", kind=kind, key=repr(damage.key), problem=damage.what)

@@ -25,7 +25,7 @@ from tests.broker.store.stores import Core, commit_operations, contents, open_ro
 from tests.faults.disk import Disk, read_recording, recorder
 from tests.faults.disk import Operation as Call
 
-LOSSES = int(os.environ.get("TEST_POWER_LOSSES", "80"))
+LOSSES = int(os.environ.get("TEST_POWER_LOSSES", "60"))
 SEED = int(os.environ.get("TEST_SEED", "20260103"))
 ROOT = Path(__file__).resolve().parents[2]
 FEED_BYTES = 20_000

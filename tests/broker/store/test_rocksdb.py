@@ -32,7 +32,7 @@ from tests.broker.store.stores import Change, Core, commit, contents, open_rocks
 
 SEED = int(os.environ.get("TEST_SEED", "20260101"))
 """Of the damage done to files; printed when a test fails."""
-MIB = 1024 * 1024
+FLIPS = int(os.environ.get("TEST_FLIPS", "60"))
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_flipped_bits_are_found_wherever_they_are(tmp_path: Path) -> None:
     chance = random.Random(SEED)
     files = sorted(path for path in (original / "records").iterdir() if path.stat().st_size)
     outcomes = {"refused": 0, "reported": 0, "unharmed": 0}
-    for number in range(120):
+    for number in range(FLIPS):
         core, directory = Core(), tmp_path / "damaged"
         shutil.copytree(original, directory)
         path = directory / "records" / chance.choice(files).name

@@ -77,6 +77,16 @@ def test_transient_messages_pass() -> None:
     assert publisher.expect(Puback).reason == Reason.QUOTA_EXCEEDED
 
 
+def test_what_the_node_says_of_itself_passes() -> None:
+    """Values under ``$`` are made anew at every start, and need no room."""
+    link, store, _ = _link()
+    here = link.connect("here")
+    here.subscribe("$SYS/x", 0)
+    store.full = True
+    link.node.publish_own("$SYS/x", b"value", retain=True)
+    assert here.payloads() == [b"value"]
+
+
 def test_queues_and_streams_take_nothing() -> None:
     """What would wait in a queue or stream is refused; consumers go on, and so does the rest."""
     store = FillingStore()
