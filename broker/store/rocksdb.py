@@ -217,12 +217,16 @@ class RocksStore:
                 f"the store in {directory} cannot be used: {error.strerror or error}"
             ) from error
         try:
-            self._db = self._open(records)
+            self._reserve = Reserve(directory / "reserve", reserve_bytes)
             try:
-                self._attach()
-                self._reserve = Reserve(directory / "reserve", reserve_bytes)
+                self._db = self._open(records)
+                try:
+                    self._attach()
+                except BaseException:
+                    self._detach()
+                    raise
             except BaseException:
-                self._detach()
+                self._reserve.close()
                 raise
         except OSError as error:
             self._lock.release()
@@ -233,6 +237,7 @@ class RocksStore:
             self._lock.release()
             raise
         self._thread = Thread(target=self._run, name="ganglion-storage", daemon=True)
+        self.is_full = not self._reserve.is_held
         self._thread.start()
 
     # -- writing ---------------------------------------------------------------------------------
@@ -574,7 +579,10 @@ class RocksStore:
             try:
                 return open_database(records)
             except Exception as error:
-                if mended or _CORRUPT not in str(error) or not self._mend(manifest, logs):
+                message = str(error)
+                if any(text in message for text in _NO_ROOM) and self._reserve.is_held:
+                    self._reserve.release()  # what is in the log has to go to sorted files
+                elif mended or _CORRUPT not in message or not self._mend(manifest, logs):
                     raise
                 return open_database(records)
         except StoreError:
