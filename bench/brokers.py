@@ -253,7 +253,7 @@ def _ganglion_ports(directory: Path) -> dict[str, int] | None:
 
 @contextmanager
 def _start_ganglion(
-    directory: Path, wrapper: Sequence[str], data: Path | None
+    directory: Path, wrapper: Sequence[str], data: Path | None, *, mqtt_only: bool
 ) -> Generator[Broker]:
     make_certificates(directory)
     (directory / "ganglion.toml").write_text(_GANGLION)
@@ -265,7 +265,8 @@ def _start_ganglion(
     words = [*(wrapper or (sys.executable,)), "-m", "ganglion", "serve"]
     words += ["--config", "ganglion.toml", "--data", str(data), "--log-format", "json"]
     words += ["--mqtt", "127.0.0.1:0", "--mqtts", "127.0.0.1:0"]
-    words += ["--web", "127.0.0.1:0"]
+    if not mqtt_only:
+        words += ["--web", "127.0.0.1:0"]
     words += ["--tls-cert", "cert.pem", "--tls-key", "key.pem"]
     started_s = time.monotonic()
     with _process("Ganglion", words, directory) as pid:
@@ -446,18 +447,22 @@ def start(
     cores: Sequence[int] = (),
     wrapper: Sequence[str] = (),
     data: Path | None = None,
+    mqtt_only: bool = False,
 ) -> Generator[Broker]:
     """Run one of `BROKERS` in an empty directory, and end it.
 
     `cores` are those that it may use (all). `wrapper` runs Ganglion in place of the Python
     interpreter: for profiling, or another interpreter with another version. `data` is a store that
-    it is to find, in place of an empty one. Raises `BenchmarkError` when it does not start or ends
+    it is to find, in place of an empty one. `mqtt_only` has no other listeners, which old versions
+    do not know. Raises `BenchmarkError` when it does not start or ends
     early.
     """
     directory.mkdir(parents=True)
     with ExitStack() as stack:
         if which == "ganglion":
-            broker = stack.enter_context(_start_ganglion(directory, wrapper, data))
+            broker = stack.enter_context(
+                _start_ganglion(directory, wrapper, data, mqtt_only=mqtt_only)
+            )
         elif which in ("mosquitto", "mosquitto-acl"):
             access = which == "mosquitto-acl"
             broker = stack.enter_context(_start_mosquitto(directory, access=access))
