@@ -142,7 +142,7 @@ def hold(broker: Broker, options: Sequence[str]) -> Generator[dict[str, float]]:
     Yields what the load program told when all were made: their number, and how long it took in
     seconds. Raises `BenchmarkError` when they could not be made, or did not all stay.
     """
-    words = [*command(broker, ("--pubs", "0", "--subs", "0")), *options]
+    words = command(broker, ("--pubs", "0", "--subs", "0", *options))
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

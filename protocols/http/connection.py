@@ -26,6 +26,25 @@ __all__ = ["HttpConnection"]
 _REQUESTS_PER_TURN = 8
 """Requests of one client that are answered in a row: each takes some 0.2 ms, and others wait."""
 _TURN_S: Final = 0.001
+_REASONS: Final = {  # h11 sends none by itself, and some clients read the line with their own eyes
+    100: "Continue",
+    101: "Switching Protocols",
+    200: "OK",
+    204: "No Content",
+    304: "Not Modified",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    413: "Content Too Large",
+    426: "Upgrade Required",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
+}
 _HOST = re.compile(rb"[\w.~%:\[\]-]*")
 _HEADERS_OF_EVERY_RESPONSE: Final = ((b"x-content-type-options", b"nosniff"),)
 
@@ -148,7 +167,7 @@ class HttpConnection:
             event = self._h11.next_event()
             if event is h11.NEED_DATA:
                 if self._h11.they_are_waiting_for_100_continue:
-                    self._send(h11.InformationalResponse(status_code=100, headers=[]))
+                    self._send_status(100, [])
                 if self._is_paused:
                     self._is_paused = False
                     self._endpoint.resume_reading()
@@ -246,7 +265,7 @@ class HttpConnection:
             return
         if self._h11.their_http_version != b"1.1":
             raise _Refused(400, "an upgrade needs HTTP/1.1 (RFC 9110, 7.8)")
-        self._send(h11.InformationalResponse(status_code=101, headers=list(upgrade.headers)))
+        self._send_status(101, list(upgrade.headers))
         server.responses[101] += 1
         early = self._h11.trailing_data[0]
         endpoint = self._endpoint
@@ -293,10 +312,16 @@ class HttpConnection:
         if is_last:
             headers.append((b"connection", b"close"))
         self._server.responses[response.status] += 1
-        self._send(h11.Response(status_code=response.status, headers=headers))
+        reason = _REASONS.get(response.status, "")
+        self._send(h11.Response(status_code=response.status, headers=headers, reason=reason))
         if response.body and method != "HEAD":
             self._send(h11.Data(data=response.body))
         self._send(h11.EndOfMessage())
+
+    def _send_status(self, status: int, headers: list[Header]) -> None:
+        """Send what comes before a response, or in place of one."""
+        reason = _REASONS[status]
+        self._send(h11.InformationalResponse(status_code=status, headers=headers, reason=reason))
 
     def _send(self, event: h11.Event) -> None:
         data = self._h11.send(event)

@@ -146,7 +146,7 @@ def test_a_websocket_without_connect_is_given_up(daemon: Daemon) -> None:
         (b"GET /%0d%0aSet-Cookie:%20a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"404"),
         (bytes(range(256)) * 1000, b"400"),
     ],
-)  # fmt: skip
+)
 def test_requests_that_are_too_much_or_no_requests(
     data: bytes, status: bytes, daemon: Daemon
 ) -> None:
