@@ -419,14 +419,12 @@ class Requests:
                 Outcome.NO_RESPONDER, f"nobody else answers requests for {topic!r}"
             )
         pending.is_asking = True
-        while True:
-            found = candidates.choose(tier, self._load, passed_over)
-            if found is None:
-                break
+        while (found := candidates.choose(tier, self._load, passed_over)) is not None:
             if self._ask(pending, found, message):
                 pending.is_asking = False
                 return
             passed_over[found[0]] = None
+        pending.is_asking = False
         if all(one[0] in passed_over for one in tier):
             raise RequestRefused(Outcome.REFUSED, "no responder can take a request like this")
         raise _busy(message.topic)

@@ -4,14 +4,18 @@ The tests of request/reply know only `Asker` and `Answerer`, so that each holds 
 everywhere in this folder nothing here uses Ganglion's own code.
 """
 
+import socket
+import struct
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
+
+import msgpack
 
 from tests.conformance.decoder import Meaning, decode
-from tests.support import BrokerProcess, RawClient, publish_packet, text
+from tests.support import DEADLINE_S, BrokerProcess, RawClient, publish_packet, text
 
 __all__ = [
     "ANSWERERS",
@@ -21,10 +25,19 @@ __all__ = [
     "Call",
     "Heard",
     "Mqtt5Asker",
+    "NativeAnswerer",
+    "NativeAsker",
 ]
 
 _MESSAGE_EXPIRY, _RESPONSE_TOPIC, _CORRELATION, _USER = 0x02, 0x08, 0x09, 0x26
 _RESPONSE_INFORMATION = 0x1A
+_CALL, _REPLY, _CANCELLED, _OK, _ERROR, _HELLO = 5, 6, 7, 11, 12, 32
+_REQUEST, _GATHER, _SERVE, _ANSWER, _CANCEL, _PING, _PONG = 80, 81, 82, 83, 85, 14, 15
+_NATIVE_CODES = {
+    "no_responders": "no-responder",
+    "responder_gone": "responder-left",
+    "timed_out": "deadline",
+}
 _numbers = count(1)
 
 
@@ -287,11 +300,155 @@ class DeviceAnswerer(Answerer):
         self._inbox.expect_nothing()
 
 
-ASKERS: dict[str, Callable[[BrokerProcess], Asker]] = {"MQTT 5": Mqtt5Asker}
+class _Native:
+    """A connection of the native protocol (docs/protocol.md): frames are MessagePack arrays."""
+
+    def __init__(self, broker: BrokerProcess) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", broker.ports["native"]), DEADLINE_S)
+        self._unpacker = msgpack.Unpacker()
+        self._ids = count(1)
+        self._waiting: list[list[Any]] = []
+        self.call(_HELLO, 1, {"keep_alive_s": 0})
+
+    def send(self, operation: int, *elements: object) -> int:
+        """Send a request; its id."""
+        number = next(self._ids)
+        self.socket.sendall(msgpack.packb([operation, number, *elements]))
+        return number
+
+    def call(self, operation: int, *elements: object) -> Any:
+        """Send a request, and return the result of its `ok`."""
+        number = self.send(operation, *elements)
+        while (frame := self._read())[:2] != [_OK, number]:
+            assert frame[:2] != [_ERROR, number], frame
+            self._waiting.append(frame)
+        return frame[2] if len(frame) > 2 else None
+
+    def frame(self) -> list[Any]:
+        """The next frame that was not the answer to a `call`."""
+        return self._waiting.pop(0) if self._waiting else self._read()
+
+    def _read(self) -> list[Any]:
+        while True:
+            for frame in self._unpacker:
+                assert isinstance(frame, list)
+                return frame
+            data = self.socket.recv(65_536)
+            assert data, "the node has closed the connection"
+            self._unpacker.feed(data)
+
+    def expect_nothing(self) -> None:
+        """A frame that is answered is the next to be."""
+        assert self._waiting == []
+        self.socket.sendall(msgpack.packb([_PING]))
+        assert self._read()[0] == _PONG
+
+    def reset(self) -> None:
+        """Break the connection."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+class NativeAsker(Asker):
+    """Makes requests by the native protocol."""
+
+    def __init__(self, broker: BrokerProcess) -> None:
+        self._native = _Native(broker)
+
+    def ask(
+        self, topic: str, payload: bytes, *, timeout_s: int = 60, may_repeat: bool = False
+    ) -> str:
+        """`request`."""
+        options = {"timeout_s": timeout_s, "repeat": may_repeat}
+        return str(self._native.send(_REQUEST, topic, payload, None, options))
+
+    def gather(self, topic: str, payload: bytes, **options: int) -> str:
+        """`gather`: its name."""
+        return str(self._native.send(_GATHER, topic, payload, None, options))
+
+    def gathered(self, name: str) -> tuple[list[bytes], dict[str, Any]]:
+        """All answers of a gather, and its result."""
+        answers: list[bytes] = []
+        while (frame := self._native.frame())[0] == _REPLY:
+            assert str(frame[1]) == name
+            answers.append(frame[2])
+        assert frame[:2] == [_OK, int(name)], frame
+        return answers, frame[2]
+
+    def cancel(self, name: str) -> None:
+        """`cancel`."""
+        self._native.call(_CANCEL, int(name))
+
+    def hear(self) -> Heard:
+        """`reply` or `error`."""
+        frame = self._native.frame()
+        if frame[0] == _REPLY:
+            return Heard(str(frame[1]), frame[2])
+        assert frame[0] == _ERROR, frame
+        return Heard(str(frame[1]), error=_NATIVE_CODES[frame[2]])
+
+    def lose(self) -> None:
+        """Reset the connection."""
+        self._native.reset()
+
+    def close(self) -> None:
+        """Free the socket."""
+        self._native.socket.close()
+
+    def expect_nothing(self) -> None:
+        """PONG is next."""
+        self._native.expect_nothing()
+
+
+class NativeAnswerer(Answerer):
+    """Serves by the native protocol."""
+
+    def __init__(self, broker: BrokerProcess, topic_filter: str) -> None:
+        self._native = _Native(broker)
+        self._native.call(_SERVE, topic_filter)
+
+    def take(self) -> Call:
+        """`call`; what was withdrawn meanwhile is passed over."""
+        while (frame := self._native.frame())[0] == _CANCELLED:
+            pass
+        assert frame[0] == _CALL, frame
+        _, service, number, topic, payload, *_ = frame
+        return Call(topic, payload, (service, number))
+
+    def answer(self, call: Call, payload: bytes) -> bool:
+        """`answer`: its result says whether somebody waited."""
+        assert isinstance(call.reply_to, tuple)
+        result = self._native.call(_ANSWER, *call.reply_to, payload)
+        return bool(result["taken"])
+
+    def withdrawn(self) -> str:
+        """The reason of the next frame, which takes a request back."""
+        frame = self._native.frame()
+        assert frame[0] == _CANCELLED, frame
+        return str(frame[3])
+
+    def lose(self) -> None:
+        """Reset the connection."""
+        self._native.reset()
+
+    def close(self) -> None:
+        """Free the socket."""
+        self._native.socket.close()
+
+    def expect_nothing(self) -> None:
+        """PONG is next."""
+        self._native.expect_nothing()
+
+
+ASKERS: dict[str, Callable[[BrokerProcess], Asker]] = {
+    "MQTT 5": Mqtt5Asker,
+    "native": NativeAsker,
+}
 """By protocol: a requester that is connected."""
 
 ANSWERERS: dict[str, Callable[[BrokerProcess, str], Answerer]] = {
     "MQTT 5": Mqtt5Answerer,
     "MQTT 3.1.1": DeviceAnswerer,
+    "native": NativeAnswerer,
 }
 """By protocol: a responder that serves a topic filter already."""

@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 from argon2 import PasswordHasher
 
-from tests.conformance.request_parties import ANSWERERS, ASKERS, Answerer, Asker, Heard, Mqtt5Asker
+from tests.conformance.request_parties import (
+    ANSWERERS,
+    ASKERS,
+    Answerer,
+    Asker,
+    Heard,
+    Mqtt5Asker,
+    NativeAnswerer,
+    NativeAsker,
+)
 from tests.support import BrokerProcess, RawClient, publish_packet, start_daemon, text, until
 
 _numbers = count(1)
@@ -35,7 +44,7 @@ every_pair_that_the_broker_keeps = pytest.mark.parametrize(
 @pytest.fixture(scope="module")
 def broker() -> Iterator[BrokerProcess]:
     """The broker that all tests of this module talk to."""
-    with start_daemon() as process:
+    with start_daemon("--native", "127.0.0.1:0") as process:
         yield process
 
 
@@ -200,6 +209,61 @@ def test_the_requester_is_lost(make_pair: MakePair, asks: str, answers: str) -> 
     pair.answerer.answer(pair.answerer.take(), b"two")
     assert again.hear() == Heard(name, b"two")
     again.expect_nothing()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asks", ASKERS)
+def test_a_responder_hears_that_nobody_waits(make_pair: MakePair, asks: str) -> None:
+    """The deadline and the loss of the requester reach who serves by the native protocol."""
+    pair = make_pair(asks, "native")
+    assert isinstance(pair.answerer, NativeAnswerer)
+    pair.asker.ask(pair.topic, b"?", timeout_s=1)
+    pair.answerer.take()
+    assert pair.answerer.withdrawn() == "deadline"
+    pair.asker.ask(pair.topic, b"?")
+    pair.answerer.take()
+    pair.asker.lose()
+    assert pair.answerer.withdrawn() == "cancelled"
+
+
+def test_cancellation_reaches_the_responder(make_pair: MakePair) -> None:
+    """A requester that does not want the answer any more says so, and its responder hears it."""
+    pair = make_pair("native", "native")
+    assert isinstance(pair.asker, NativeAsker)
+    assert isinstance(pair.answerer, NativeAnswerer)
+    name = pair.asker.ask(pair.topic, b"?")
+    call = pair.answerer.take()
+    pair.asker.cancel(name)
+    assert pair.answerer.withdrawn() == "cancelled"
+    assert not pair.answerer.answer(call, b"too late")
+    pair.asker.expect_nothing()
+
+
+def test_a_gather_asks_every_protocol(broker: BrokerProcess, make_pair: MakePair) -> None:
+    """Responders of all protocols answer one request; who is lost meanwhile is not waited for."""
+    pair = make_pair("native", "native")
+    assert isinstance(pair.asker, NativeAsker)
+    responders = {"native": pair.answerer}
+    with ExitStack() as stack:
+        for protocol, serve in ANSWERERS.items():
+            if protocol not in responders:
+                responders[protocol] = serve(broker, pair.topic)
+                stack.callback(responders[protocol].close)
+        lost = pair.serve()
+        name = pair.asker.gather(pair.topic, b"who is there?")
+        for protocol, responder in responders.items():
+            call = responder.take()
+            responder.answer(call, protocol.encode())
+        lost.take()
+        lost.lose()
+        answers, result = pair.asker.gathered(name)
+        assert sorted(answers) == sorted(each.encode() for each in responders)
+        assert result == {"replies": len(responders), "reason": "all"}
+        name = pair.asker.gather(pair.topic, b"two will do", count=2)
+        for protocol, responder in list(responders.items())[:2]:
+            responder.answer(responder.take(), protocol.encode())
+        answers, result = pair.asker.gathered(name)
+        assert (len(answers), result) == (2, {"replies": 2, "reason": "count"})
 
 
 def test_a_device_answers_only_what_it_was_asked(

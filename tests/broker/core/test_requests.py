@@ -10,9 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
+    MultipleResults,
     RuleBasedStateMachine,
     initialize,
     invariant,
+    multiple,
     precondition,
     rule,
 )
@@ -523,6 +525,21 @@ def test_a_repeatable_request_goes_to_another_responder() -> None:
     bench.check_clean()
 
 
+def test_a_repeatable_request_ends_when_the_others_are_busy() -> None:
+    """There is another responder, but it has no room: the requester hears it at once."""
+    bench = Bench(requests_per_responder_max=1)
+    first = bench.serve("a")
+    bench.ask(1, may_repeat=True)
+    second = bench.serve("b")
+    bench.ask(2)
+    assert len(second.asked) == 1
+    bench.requests.responder_left(first)
+    assert bench.requester.outcome(1) is Outcome.RESPONDER_LEFT
+    _, ending = bench.requester.heard[-1]
+    assert isinstance(ending, Ending)
+    assert "enough to do" in ending.text
+
+
 def test_a_repeatable_request_does_not_end_every_responder() -> None:
     """One that ends whoever takes it is given up after a few."""
     bench = Bench()
@@ -667,9 +684,9 @@ class RequestsMachine(RuleBasedStateMachine):
 
     responders = Bundle("responders")
 
-    @initialize()
-    def start(self) -> None:
-        """Nobody is there."""
+    @initialize(target=responders, distances=st.tuples(*[st.integers(0, 1)] * 3))
+    def start(self, distances: tuple[int, int, int]) -> MultipleResults[FakeResponder]:
+        """Three responders are there, in a group and outside of one."""
         self.bench = Bench(requests_per_client_max=6, request_timeout_max_s=50)
         self.now = 0.0
         self.tags = 0
@@ -679,8 +696,17 @@ class RequestsMachine(RuleBasedStateMachine):
         self.has: dict[FakeResponder, dict[int, int]] = {}
         """By responder: id to tag of what it was asked and has not answered."""
         self.ids_over: list[tuple[FakeResponder, int]] = []
+        found = [self.come(distance) for distance in distances]
+        for responder, topic_filter, group in zip(found, ("a", "+", "#"), "hgg", strict=True):
+            self.serve(responder, topic_filter, group)
+            self.serve(responder, "+", "g")
+        return multiple(*found)
 
     @rule(target=responders, distance=st.integers(0, 2))
+    def another(self, distance: int) -> FakeResponder:
+        """One more comes."""
+        return self.come(distance)
+
     def come(self, distance: int) -> FakeResponder:
         """A responder comes, and serves nothing yet."""
         responder = FakeResponder(f"r{len(self.services)}", distance, _CAPACITY)
