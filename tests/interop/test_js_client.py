@@ -1,4 +1,4 @@
-"""`ganglion.js` against a node: in Node 22, each case of ``node/client_cases.mjs`` in a run of its own."""
+"""`ganglion.js` against a node: in Node 22, each case of ``node/client_cases.mjs`` by itself."""
 
 import subprocess
 from collections.abc import Callable, Generator
