@@ -5,7 +5,7 @@ import { connect } from "/js/ganglion.js";
 const at = (id) => document.getElementById(id);
 const address = new URL("/ws", location.href);
 address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
-const mesh = await connect(address);
+const connected = connect(address); // awaited where it is needed: the form works from the start
 let updates;
 
 function onStatus(message) {
@@ -24,6 +24,7 @@ at("order").addEventListener("submit", async (event) => {
   at("answer").className = "";
   try {
     const item = new FormData(event.target).get("item");
+    const mesh = await connected;
     const { order } = (await mesh.request("shop/order", { item })).json();
     at("answer").textContent = `Order ${order}`;
     at("steps").replaceChildren();
