@@ -657,6 +657,7 @@ export class Mesh extends EventTarget {
 
   _whenOpen() {
     if (this._isOpen) return Promise.resolve();
+    if (this.state === "closed") return Promise.reject(this._whyClosed());
     return new Promise((resolve, reject) => {
       const look = () => {
         if (this.state === "connecting") return;
@@ -830,6 +831,7 @@ export class Mesh extends EventTarget {
   }
 
   _become(state, why = undefined) {
+    if (state === this.state) return;
     this.state = state;
     const event = new Event("state");
     event.state = state;

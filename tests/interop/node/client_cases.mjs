@@ -226,7 +226,7 @@ const cases = {
 
   async refused() {
     await fails(connect(url, { user: "nobody", password: "wrong" }), "not_authenticated");
-    await fails(connect("ws://127.0.0.1:1/ws", { attemptsMax: 2, backoff: 0.01 }), "unreachable");
+    await fails(connect("ws://127.0.0.1:2/ws", { attemptsMax: 2, backoff: 0.01 }), "unreachable");
     await fails(connect("http://[", { attemptsMax: 1 }), "invalid");
   },
 
