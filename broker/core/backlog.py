@@ -214,7 +214,7 @@ class Backlog:
         other terms than None replace those it was recorded with."""
         self.is_discarded = False
         self.is_plain = True
-        """False: something that can be taken may expire, or has other terms than most."""
+        """False: something in the window may expire, or has other terms than most."""
         self._loaded_to = head - 1
         self._recorded_to = self._next_number - 1  # what `_committed` has been called for
         # What came since the last flush, which has the last numbers; and what is being committed.
@@ -300,9 +300,8 @@ class Backlog:
 
         Whoever has taken it calls `settle` in the end, or keeps it for the life of the process.
         """
+        self.refill()
         window = self._window
-        if len(window) < _WINDOW_MESSAGES // 2 and self._loaded_to < self._recorded_to:
-            self._load()
         if not window:
             return None
         delivery = window.popleft()
@@ -312,11 +311,15 @@ class Backlog:
             self._window_is_empty()
         return delivery
 
+    def refill(self) -> None:
+        """Read what fits into the window; what `is_plain` says holds for all of that."""
+        if len(self._window) < _WINDOW_MESSAGES // 2 and self._loaded_to < self._recorded_to:
+            self._load()
+
     def take_many(self, count: int) -> list[Delivery]:
         """The next messages, up to so many, as `take` gives them one by one."""
+        self.refill()
         window = self._window
-        if len(window) < _WINDOW_MESSAGES // 2 and self._loaded_to < self._recorded_to:
-            self._load()
         if count >= len(window):  # all of it, which is nearly always: in one pass
             taken = list(window)
             window.clear()

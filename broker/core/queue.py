@@ -444,13 +444,15 @@ class Queue:
     def _give(self, consumer: Consumer, most: int) -> int:
         """Lease it up to so many messages; how many it were."""
         now = self.shelf.timers.now
+        lane = self._lanes[0]
+        lane.refill()
         is_plain = (
             self._gives_all
-            and self._lanes[0].is_plain
+            and lane.is_plain
             and not self._returned_count
             and not self._attempts
         )
-        deliveries = self._lanes[0].take_many(most) if is_plain else self._take_singly(now, most)
+        deliveries = lane.take_many(most) if is_plain else self._take_singly(now, most)
         if not deliveries:
             return 0
         first = self._next_lease

@@ -723,6 +723,8 @@ export class Mesh extends EventTarget {
       for (const line of data.split("\n")) if (line) this._receive(JSON.parse(line));
     };
     socket.onclose = ({ code, reason }) => isCurrent() && this._lost(reason || `the connection to ${url} ended (${code})`);
+    // Node ends an attempt that failed with an error alone; browsers let the same be closed.
+    socket.onerror = () => isCurrent() && !this._isOpen && this._drop(`cannot connect to ${url}`);
     this._after(this._options.connectTimeout * 1000, () => {
       if (isCurrent() && !this._isOpen) {
         this._drop(`${url} did not answer within ${this._options.connectTimeout} s`);

@@ -91,8 +91,8 @@ def test_leases_and_delays_are_monotonic(node: Daemon, clock: Clock) -> None:
         expect_nothing(other)
         clock.set(-2)
         expect_nothing(other)
-        publish(other, "$queue/later", b"soon", user_property("x-delay", "0.2"))
-        publish(other, "$queue/later", b"in an hour", user_property("x-delay", "3600"))
+        publish(other, "$queue/later", b"soon", user_property("x-delay-s", "0.2"))
+        publish(other, "$queue/later", b"in an hour", user_property("x-delay-s", "3600"))
         other.subscribe("$queue/later", options=1, version=5)
         assert parse_publish(take(other), 5)[2] == b"soon"
         clock.set(2)
@@ -146,7 +146,7 @@ def test_a_restart_goes_by_the_wall_clock(tmp_path: Path, clock: Clock) -> None:
         RawClient(daemon.ports["mqtt"]) as client,
     ):
         client.join("client", version=5)
-        publish(client, "$queue/later", b"in an hour", user_property("x-delay", "3600"))
+        publish(client, "$queue/later", b"in an hour", user_property("x-delay-s", "3600"))
         publish(client, "$queue/later", b"for an hour", b"\x02" + EXPIRY_OF_AN_HOUR)
         with RawClient(daemon.ports["mqtt"]) as sleeper:
             expiry = b"\x11" + EXPIRY_OF_AN_HOUR

@@ -227,6 +227,18 @@ def test_a_message_may_have_an_expiry_of_its_own() -> None:
     assert queue.count == 1
 
 
+def test_an_expiry_of_its_own_holds_for_what_is_read_after_a_restart() -> None:
+    """What expired while the node was away is not given out to who asks first."""
+    world = World()
+    world.declare()
+    world.send("long")
+    world.send("short", expires_s=5)
+    world.restart(7)
+    assert Taker(world.queue()).new() == ["long"]
+    world.tick()
+    assert world.queue().count == 1
+
+
 def test_what_a_consumer_has_does_not_expire() -> None:
     """Given back too late, it does."""
     world = World()
