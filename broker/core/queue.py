@@ -447,10 +447,7 @@ class Queue:
         lane = self._lanes[0]
         lane.refill()
         is_plain = (
-            self._gives_all
-            and lane.is_plain
-            and not self._returned_count
-            and not self._attempts
+            self._gives_all and lane.is_plain and not self._returned_count and not self._attempts
         )
         deliveries = lane.take_many(most) if is_plain else self._take_singly(now, most)
         if not deliveries:

@@ -52,10 +52,10 @@ def run_case(name: str, url: str, on_line: Callable[[str], None] | None = None) 
 
 
 @contextmanager
-def web_node(data: Path, port: int = 0, **options: str) -> Generator[Daemon]:
+def web_node(data: Path, port: int = 0, config: str | None = None) -> Generator[Daemon]:
     """A node with a web listener."""
     flags = ("--web", f"127.0.0.1:{port}", "--data", str(data))
-    with start_daemon(*flags, **options) as daemon:
+    with start_daemon(*flags, config=config) as daemon:
         yield daemon
 
 

@@ -630,7 +630,7 @@ class TestGuide:
 
     def access(self) -> Access:
         """The rules of the guide."""
-        (text,) = re.findall(r"```toml\n(.*?)```", self.GUIDE, re.DOTALL)
+        text = re.findall(r"```toml\n(.*?)```", self.GUIDE, re.DOTALL)[0]
         tables: list[dict[str, Any]] = tomllib.loads(text)["rules"]
         for table in tables:
             for name in {"topics", "users", "address"} & table.keys():

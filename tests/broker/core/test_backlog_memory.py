@@ -15,7 +15,7 @@ from tests.broker.store.stores import Core, open_rocks
 from tests.protocols.mqtt.fake_link import Link
 
 WINDOW = backlog_module._WINDOW_MESSAGES  # pyright: ignore[reportPrivateUsage] # the bound itself
-CHUNK = backlog_module._CHUNK_MESSAGES_MAX  # pyright: ignore[reportPrivateUsage]
+CHUNK = backlog_module._CHUNK_MESSAGES_MAX  # pyright: ignore[reportPrivateUsage] # as above
 
 
 def wait(world: World, core: Core) -> None:
