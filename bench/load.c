@@ -238,7 +238,7 @@ void flush(struct connection *c) {
 
 void topic_name(char *text, size_t room, int topic) {
     const char *form = option.protocol == NATS ? "bench.t%d" : "bench/t%d";
-    if (option.queues && option.protocol <= MQTT_5) form = "$queue/bench%d";
+    if (option.queues && option.protocol <= NATIVE) form = "$queue/bench%d";
     snprintf(text, room, form, topic);
 }
 
@@ -608,7 +608,7 @@ static const char usage[] =
     "  --outstanding N              deliveries on their way, per subscriber of a topic (2000)\n"
     "  --rate N                     messages per second in all, instead of a closed loop\n"
     "  --duration S --warmup S      measured and unmeasured time (3, 0.5)\n"
-    "  --v5 | --nats | --amqp       speak MQTT 5, NATS or AMQP 0-9-1 (MQTT 3.1.1)\n"
+    "  --v5 | --native | --nats | --amqp   MQTT 5, Ganglion's own, NATS, AMQP 0-9-1 (MQTT 3.1.1)\n"
     "  --web                        MQTT over WebSocket, at the path /mqtt\n"
     "  --queues                     topics are durable queues: JetStream over NATS\n"
     "  --durable                    MQTT subscribers have sessions that stay\n"
@@ -623,7 +623,7 @@ static const char usage[] =
 static void read_options(int argc, char **argv) {
     enum {
         HOST, PORT, PUBS, SUBS, TOPICS, QOS, WINDOW, SIZE, BATCH, OUTSTANDING, RATE, DURATION,
-        WARMUP, V5, NATS_, TLS_, CA, USER, PASSWORD, IDLE_, FILTERS_, HOLDERS, MATCH, SPREAD,
+        WARMUP, V5, NATIVE_, NATS_, TLS_, CA, USER, PASSWORD, IDLE_, FILTERS_, HOLDERS, MATCH, SPREAD,
         WATCH, AMQP_, QUEUES, DURABLE, OWED, WEB, HELP
     };
     static const struct option known[] = {
@@ -632,7 +632,7 @@ static void read_options(int argc, char **argv) {
         {"window", 1, NULL, WINDOW}, {"size", 1, NULL, SIZE}, {"batch", 1, NULL, BATCH},
         {"outstanding", 1, NULL, OUTSTANDING}, {"rate", 1, NULL, RATE},
         {"duration", 1, NULL, DURATION}, {"warmup", 1, NULL, WARMUP}, {"v5", 0, NULL, V5},
-        {"nats", 0, NULL, NATS_}, {"tls", 0, NULL, TLS_}, {"ca", 1, NULL, CA},
+        {"native", 0, NULL, NATIVE_}, {"nats", 0, NULL, NATS_}, {"tls", 0, NULL, TLS_}, {"ca", 1, NULL, CA},
         {"user", 1, NULL, USER}, {"password", 1, NULL, PASSWORD}, {"idle", 1, NULL, IDLE_},
         {"filters", 1, NULL, FILTERS_}, {"filter-connections", 1, NULL, HOLDERS},
         {"match", 0, NULL, MATCH}, {"spread", 1, NULL, SPREAD}, {"watch", 1, NULL, WATCH},
@@ -656,6 +656,7 @@ static void read_options(int argc, char **argv) {
         case DURATION: option.duration = atof(optarg); break;
         case WARMUP: option.warmup = atof(optarg); break;
         case V5: option.protocol = MQTT_5; break;
+        case NATIVE_: option.protocol = NATIVE; break;
         case NATS_: option.protocol = NATS; break;
         case TLS_: option.tls = true; break;
         case CA: option.ca = optarg; break;
@@ -699,10 +700,13 @@ static void read_options(int argc, char **argv) {
         fail("over NATS there are no TLS, filters and users");
     if (option.protocol >= NATS && (option.qos == 1) != with_queues)
         fail("queues have QoS 1, topics over NATS QoS 0, and over AMQP there are only queues");
-    if (option.web && option.protocol >= NATS) fail("only MQTT is spoken over WebSocket");
+    if (option.protocol == NATIVE && (option.qos == 2 || option.filters || option.durable))
+        fail("the native protocol has no QoS 2 and no sessions, and here holds no filters");
+    if (option.web && option.protocol > MQTT_5) fail("only MQTT is spoken over WebSocket");
     if (option.owed && (option.pubs || !option.subs))
         fail("what is owed is taken by subscribers, without publishers");
-    wire = option.protocol == AMQP ? &amqp : option.protocol == NATS ? &nats : &mqtt;
+    wire = option.protocol == AMQP ? &amqp : option.protocol == NATS ? &nats
+           : option.protocol == NATIVE ? &native : &mqtt;
 }
 
 int main(int argc, char **argv) {

@@ -1,6 +1,6 @@
 /* What the parts of the load program share: connections, output, and what each protocol gives.
- * load.c has the loop and counts; load_mqtt.c, load_nats.c and load_amqp.c each speak one protocol,
- * and load_web.c is WebSocket beneath one.
+ * load.c has the loop and counts; load_mqtt.c, load_native.c, load_nats.c and load_amqp.c each
+ * speak one protocol, and load_web.c is WebSocket beneath one.
  */
 #ifndef GANGLION_BENCH_LOAD_H
 #define GANGLION_BENCH_LOAD_H
@@ -16,7 +16,7 @@ enum {
     BUFFER_SIZE = 2 * PAYLOAD_MAX, /* a whole packet and what came behind it */
 };
 
-enum protocol { MQTT_3_1_1, MQTT_5, NATS, AMQP };
+enum protocol { MQTT_3_1_1, MQTT_5, NATIVE, NATS, AMQP };
 enum role { IDLE, FILTERS, SUBSCRIBER, PUBLISHER };
 
 /* A message ready to be sent but for its time, sequence and packet identifier. */
@@ -102,6 +102,6 @@ size_t web_header_size(size_t size);
 void web_header(uint8_t *place, size_t size, int opcode);
 size_t web_take(struct connection *c, uint8_t *data, size_t size);
 
-extern const struct wire mqtt, nats, amqp;
+extern const struct wire mqtt, native, nats, amqp;
 
 #endif

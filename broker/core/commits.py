@@ -47,6 +47,11 @@ class Commits:
         """Whether anything was recorded since the last flush."""
         return self._batch is not None or bool(self._writers)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that was recorded is durable."""
+        return self._under_way is None and not self.is_open
+
     def put(self, kind: Kind, key: bytes, value: bytes) -> None:
         """Record that this is the value of `key` from now on."""
         if self._batch is None:

@@ -582,7 +582,7 @@ class Node:
         count = 0
         for target in targets:
             receiver = target.receiver
-            if target.no_local and receiver is publisher:
+            if target.no_local and target.publisher is publisher:
                 if target.own is None:
                     continue
                 target = target.own

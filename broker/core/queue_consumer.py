@@ -68,11 +68,16 @@ class Consumer:
         self.queue.settle(found[0])
         return True
 
-    def acknowledge_run(self, leases: list[int]) -> None:
-        """It is done with all of these messages, of which some leases may have run out."""
+    def acknowledge_run(self, leases: Sequence[int]) -> int:
+        """It is done with all of these messages, of which some leases may have run out.
+
+        How many it had.
+        """
         pop = self.leases.pop
         found = [pop(lease, None) for lease in leases]
-        self.queue.settle_run([each[0] for each in found if each is not None])
+        deliveries = [each[0] for each in found if each is not None]
+        self.queue.settle_run(deliveries)
+        return len(deliveries)
 
     def nack(self, lease: int, delay_s: float | None = None) -> bool:
         """It could not do it: return it, after the delay or that of the backoff if None."""

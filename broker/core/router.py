@@ -145,7 +145,15 @@ def _terms_by_qos(
 class Target:
     """One receiver of the messages of a route, with all its matching subscriptions as one."""
 
-    __slots__ = ("is_addressed", "no_local", "own", "receiver", "retain_as_published", "terms")
+    __slots__ = (
+        "is_addressed",
+        "no_local",
+        "own",
+        "publisher",
+        "receiver",
+        "retain_as_published",
+        "terms",
+    )
 
     def __init__(self, receiver: Receiver, subscriptions: list[Subscription]) -> None:
         """Without subscriptions it gets every message as it is: it is bound."""
@@ -157,6 +165,9 @@ class Target:
         self.no_local = any(each.no_local for each in subscriptions)
         self.is_addressed = any(each.topic_filter[-1:] != "#" for each in subscriptions)
         """Whether a subscription names the level of the topic, and not just all below another."""
+        session = subscriptions[0].session if self.no_local else None
+        self.publisher = session if session is None or session.owner is None else session.owner
+        """Whose messages do not come by the subscriptions that want none of their own."""
         # 3.8.3.1: what the session published itself comes only by its other subscriptions
         others = [each for each in subscriptions if not each.no_local] if self.no_local else []
         self.own: Target | None = Target(receiver, others) if others else None

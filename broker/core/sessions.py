@@ -162,6 +162,7 @@ class Session:
         "connection",
         "expiry_s",
         "inflight",
+        "owner",
         "queue",
         "queued_bytes",
         "received",
@@ -184,6 +185,8 @@ class Session:
     ) -> None:
         self.client = client
         """Who opened it; the client identifier belongs to that user."""
+        self.owner: Session | None = None
+        """The session of the client that this one stands beside, for a part of what it reads."""
         self.expiry_s = expiry_s
         """How long it outlives its connection, in seconds; 0: not at all."""
         self.connection: Sink | None = None

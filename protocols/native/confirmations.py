@@ -40,20 +40,24 @@ class Confirmations:
         self._of_commit: _Runs = []
         self._at_once: _Runs = []
 
-    def add(self, number: int, counts: Counts, *, durable: bool) -> None:
-        """Confirm the publish, after what was recorded so far if it is `durable`."""
-        if not durable and not self._waiting:
-            _add(self._at_once, number, counts)
+    def add(self, number: int, counts: Counts, *, durable: bool, last: int | None = None) -> None:
+        """Confirm the publish, after what was recorded so far if it is `durable`.
+
+        With `last` all up to that are confirmed.
+        """
+        last = number if last is None else last
+        if not self._waiting and (not durable or self._commits.is_idle):
+            _add(self._at_once, number, last, counts)
             return
         if self._at_once:
             self.flush()
         commit = self._commits.number
         if not durable or self._commit == commit:
-            _add(self._of_commit, number, counts)
+            _add(self._of_commit, number, last, counts)
             return
-        # Nothing is recorded when it came before: then there may be no open commit to wait for.
+        # Nothing is recorded when it came before: then it waits for the commit under way.
         self._commit = commit if self._commits.is_open else 0
-        self._of_commit = [(number, number, counts)]
+        self._of_commit = [(number, last, counts)]
         self._waiting += 1
         self._commits.after_commit(partial(self._send, self._of_commit))
 
@@ -79,10 +83,10 @@ class Confirmations:
         self._connection.server.node.statistics.other_packets_sent += len(runs)
 
 
-def _add(runs: _Runs, number: int, counts: Counts) -> None:
+def _add(runs: _Runs, number: int, last: int, counts: Counts) -> None:
     if runs:
-        first, last, before = runs[-1]
-        if before == counts and number > last:
-            runs[-1] = (first, number, counts)
+        first, end, before = runs[-1]
+        if before == counts and number > end:
+            runs[-1] = (first, last, counts)
             return
-    runs.append((number, number, counts))
+    runs.append((number, last, counts))

@@ -42,6 +42,7 @@ from ganglion.protocols.native.operations import (
 )
 from ganglion.protocols.native.refusals import Refused, invalid, refusal_of
 from ganglion.protocols.native.requesting import NativeRequester
+from ganglion.protocols.native.runs import FIRST_OF_PUBLISH, publish_run
 from ganglion.protocols.native.server import NativeServer
 from ganglion.protocols.rates import Intake
 
@@ -99,6 +100,7 @@ class NativeConnection:
         "form",
         "is_closed",
         "is_draining",
+        "is_leaving",
         "keep_alive_s",
         "last_received",
         "plain",
@@ -119,6 +121,8 @@ class NativeConnection:
         """None before the greeting and after the end."""
         self.is_closed = False
         self.is_draining = False
+        self.is_leaving = False
+        """The client has said goodbye: what it sends is not read any more."""
         self.keep_alive_s = 0
         self.last_received = 0.0
         self.producer: Producer | None = None
@@ -151,7 +155,7 @@ class NativeConnection:
         if self._greeting is not None:
             data = self._greeting.receive(data)
         session = self.session
-        if session is None or not data:
+        if session is None or not data or self.is_leaving:
             return
         node = self.server.node
         limits, commits, statistics = node.limits, node.journal.commits, node.statistics
@@ -162,7 +166,8 @@ class NativeConnection:
                 self._read(session, data)
             else:
                 for frame in unpack_json(data, self.server.limits(is_json=True)):
-                    self._on_frame(frame)
+                    if not self.is_closed and not self.is_leaving:
+                        self._on_frame(frame)
         except FrameError as error:
             self.confirmations.flush()
             self.fail(error.code, str(error))
@@ -220,7 +225,7 @@ class NativeConnection:
             before = reader.fed
             reader.feed(data)
             is_fed = True
-        while not self.is_closed:
+        while not self.is_closed and not self.is_leaving:
             if reader is None or reader.end - before == pos:  # at the beginning of a frame
                 if pos >= size:
                     break
@@ -277,6 +282,15 @@ class NativeConnection:
                             reader.skipped(stop - pos)
                         pos = stop
                         continue
+                if data[pos] == FIRST_OF_PUBLISH and not node.is_full:
+                    stop = publish_run(self, data, pos, self.known_route_by_key)
+                    if stop != pos:
+                        packets += 1
+                        if is_fed and reader is not None:
+                            reader.read_bytes(stop - pos)
+                            reader.skipped(stop - pos)
+                        pos = stop
+                        continue
             if not is_fed:
                 reader = self.server.lend_reader()
                 before = reader.fed - pos
@@ -294,7 +308,7 @@ class NativeConnection:
         if reader is not None:
             if reader.is_between:
                 self.server.take_back(reader)
-            elif not self.is_closed:
+            elif not self.is_closed and not self.is_leaving:
                 self._reader = reader
 
     def _on_frame(self, frame: Frame) -> None:
@@ -345,7 +359,10 @@ class NativeConnection:
 
     def known_route(self, topic: str) -> Route | None:
         """The route of a topic that this client may publish to with every QoS, if it is known."""
-        key = topic.encode()
+        return self.known_route_by_key(topic.encode())
+
+    def known_route_by_key(self, key: bytes) -> Route | None:
+        """The same for the topic in UTF-8."""
         route = self._routes.get(key)
         if route is not None and not route.valid:
             return self.renew(key, route)
@@ -528,6 +545,11 @@ class NativeConnection:
             "addresses": list(self.server.settings.addresses),
         }
         self.write(Operation.DRAIN, notice)
+
+    def leave(self, reason: str) -> None:
+        """The client has said goodbye: it is still owed the answers that wait for a commit."""
+        self.is_leaving = True
+        self.server.node.journal.commits.after_commit(partial(self.end, reason))
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -72,12 +72,12 @@ class QueueChannel:
         node = connection.server.node
         now = node.timers.now
         jobs: list[tuple[Any, ...]] = []
-        size = 0
+        if not attempts and not any(
+            message.properties or message.expires_at is not None for _, message in leases
+        ):
+            jobs = [(lease, message.topic, message.payload) for lease, message in leases]
+            leases = []
         for lease, message in leases:
-            size += len(message.payload)
-            if message.properties is None and message.expires_at is None and not attempts:
-                jobs.append((lease, message.topic, message.payload))
-                continue
             members = properties_of(message, now)
             members.pop("delay_s", None)  # it is over
             count = attempts.get(lease)
@@ -88,8 +88,9 @@ class QueueChannel:
             else:
                 jobs.append((lease, message.topic, message.payload))
         node.statistics.publish_sent += len(jobs)
-        node.statistics.publish_bytes_sent += size
-        connection.endpoint.write(connection.encode((_JOBS, self._number, jobs)))
+        data = connection.encode((_JOBS, self._number, jobs))
+        node.statistics.publish_bytes_sent += len(data)
+        connection.endpoint.write(data)
 
     def ended(self) -> None:
         """The queue was deleted."""
@@ -128,8 +129,7 @@ class QueueChannel:
 
     def acknowledge(self, leases: tuple[int, ...], *, is_one: bool) -> int:
         """They are done."""
-        done = self._consumer.acknowledge
-        return sum([done(lease) for lease in leases])
+        return self._consumer.acknowledge_run(leases)
 
     def nack(self, lease: int, delay_s: float | None) -> bool:
         """Return it, after the delay or that of the backoff if None."""

@@ -65,7 +65,7 @@ def _on_pong(_connection: "NativeConnection", _frame: Frame) -> None:
 def _on_goodbye(connection: "NativeConnection", frame: Frame) -> None:
     reason = frame[1] if len(frame) > 1 and isinstance(frame[1], str) else "the client said goodbye"
     connection.confirmations.flush()
-    connection.end(reason[:_REASON_MAX])
+    connection.leave(reason[:_REASON_MAX])
 
 
 def _on_credit(connection: "NativeConnection", frame: Frame) -> None:

@@ -140,7 +140,7 @@ class FrameReader:
             raise
         except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
             text = str(error)
-            if "exceeds max_" in text:
+            if "exceeds max_" in text and "max_ext" not in text:
                 raise FrameError(Code.TOO_LARGE, f"a frame has too many elements: {text}") from None
             what = text or "not MessagePack"
             raise FrameError(Code.MALFORMED, f"a frame cannot be read: {what}") from None

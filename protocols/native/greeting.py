@@ -280,12 +280,11 @@ class Greeting:
     def _refuse(self, refusal: Refused) -> None:
         connection = self._connection
         number, options = self._hello if self._hello is not None else (0, Options({}))
-        details: dict[str, Any] = {"address": connection.endpoint.peer}
-        for name in ("client", "user"):
-            if isinstance(said := options.get(name), str):
-                details[name] = said[:_LOGGED_MAX]
+        said = [options.get(name) for name in ("client", "user")]
+        name, user = (each[:_LOGGED_MAX] if isinstance(each, str) else None for each in said)
+        client = Client(name or "", user, connection.endpoint.peer, None)
         connection.server.node.refusals.refuse(
-            "connect", None, str(refusal), reason=str(refusal.code), **details
+            "connect", client, str(refusal), reason=str(refusal.code)
         )
         connection.error(number, refusal.code, str(refusal), refusal.details)
         connection.end(str(refusal), linger=True)

@@ -23,7 +23,8 @@ def acknowledge(connection: "NativeConnection", frame: Frame) -> None:
     channel = _settling(connection, frame)
     leases = numbers_at(frame, 3, "leases")
     settled = channel.acknowledge(leases, is_one=type(frame[3]) is int)
-    _answer(connection, frame, channel, settled, len(leases))
+    # of a group, one stands for all before it
+    _answer(connection, frame, channel, settled, max(settled, len(leases)))
 
 
 def nack(connection: "NativeConnection", frame: Frame) -> None:

@@ -45,6 +45,8 @@ def subscribe(connection: "NativeConnection", frame: Frame) -> None:
     buffer = options.whole("buffer", CREDIT_MAX)
     drops_oldest = options.text("overflow", "drop_newest", "drop_oldest") == "drop_oldest"
     own = options.flag("own", default=True)
+    if group is not None and not own:
+        raise invalid("option own is of no use in a group")
     connection.check_channel(number)
     node, session = connection.server.node, connection.session
     assert session is not None
@@ -133,6 +135,7 @@ class Lane:
         self.session = Session(owner.client, connection.server.node.journal, 0)
         """What stands for it in the core."""
         self.session.reply_token = owner.reply_token
+        self.session.owner = owner
         self.session.connection = self.session.sink = self
 
     def keep(self, count: int, drops_oldest: bool) -> None:
