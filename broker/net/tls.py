@@ -36,7 +36,7 @@ class TlsContext:
         client_ca: Path | str | None = None,
         client_certificates: str = "no",
     ) -> "TlsContext":
-        """A context for TLS 1.2 and newer with ALPN ``http/1.1`` and ``mqtt``.
+        """A context for TLS 1.2 and newer with ALPN names of HTTP, MQTT and the native protocol.
 
         `client_certificates` is ``no``, ``optional`` or ``required``; the last two need
         `client_ca`. Raises `InvalidCertificate`.

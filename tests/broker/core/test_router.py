@@ -35,6 +35,7 @@ class FakeSession:
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
     outlets: dict[int, ListOutlet] = field(default_factory=dict)
     rank: int = 0
+    owner: None = None
     delivered: list[tuple[Message, Terms]] = field(default_factory=list)
 
     def is_durable(self) -> bool:

@@ -155,11 +155,13 @@ class TestAuthentication:
         )
         client = link.open()
         client.send([Op.HELLO, 1, 1, {"user": "ada", "password": b"x"}], [Op.PING])
-        assert client.endpoint.paused
+        paused = client.endpoint.paused
+        assert paused
         assert client.take() == []
         verdicts[0](True)
         link.tick()
-        assert not client.endpoint.paused
+        paused = client.endpoint.paused
+        assert not paused
         assert [frame[0] for frame in client.take()] == [Op.OK, Op.PONG]
 
     def test_too_many_wait(self) -> None:
