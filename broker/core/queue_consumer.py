@@ -1,5 +1,6 @@
 """The consumers of a queue: what each has leased, and until when."""
 
+from collections.abc import Sequence
 from itertools import count, repeat
 from typing import TYPE_CHECKING, Protocol
 

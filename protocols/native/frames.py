@@ -93,7 +93,7 @@ class FrameReader:
         )
         self._fed = 0
         self._counted_from = -1  # where the frame began whose elements the budget is for
-        self.end = 0
+        self.end: int = 0
         """Where the last whole frame ended, in bytes since the first that was fed."""
         self.read_bytes: Callable[[int], object] = self._unpacker.read_bytes
         """Take so many bytes that begin with a frame and end with one; call `skipped` then."""

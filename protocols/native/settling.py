@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ganglion.broker.core.queue_consumer import LEASE_MAX_S
 from ganglion.protocols.native.arguments import element, numbers_at, seconds_at, text_at, whole_at
 from ganglion.protocols.native.consuming import QueueChannel
 from ganglion.protocols.native.following import GroupChannel
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["acknowledge", "extend", "nack", "reject"]
 
-_LEASE_S_MAX = 366 * 86_400.0
 _REASON_MAX = 1000  # characters
 
 
@@ -50,8 +50,8 @@ def extend(connection: "NativeConnection", frame: Frame) -> None:
     channel = _consumer(connection, frame)
     leases = numbers_at(frame, 3, "leases")
     lease_s = seconds_at(frame, 4, "lease_s")
-    if lease_s is None or lease_s > _LEASE_S_MAX:
-        raise invalid(f"lease_s must be a number of seconds from 0 to {_LEASE_S_MAX:g}")
+    if lease_s is None or lease_s > LEASE_MAX_S:
+        raise invalid(f"lease_s must be a number of seconds from 0 to {LEASE_MAX_S:g}")
     settled = sum([channel.extend(lease, lease_s) for lease in leases])
     _answer(connection, frame, channel, settled, len(leases))
 

@@ -305,7 +305,7 @@ class TestLife:
         client.cut()
         node = link.node
         assert node.router.subscription_count == 0
-        assert node.queues.get("q").consumers == []
+        assert not node.queues.get("q").consumers
         assert node.streams.get("s").statistics().groups[0].members == 0
         assert len(node.requests) == node.requests.service_count == 0
         assert len(node.sessions) == 0
@@ -446,6 +446,7 @@ class TestHostility:
             client.send_bytes(data[start : start + 65_536])
         assert client.take() == [[Op.MESSAGE, "t", payload]]
 
+    @pytest.mark.slow
     @given(st.lists(st.binary(max_size=60), max_size=6))
     @settings(max_examples=200)
     def test_any_bytes(self, pieces: list[bytes]) -> None:
@@ -495,6 +496,7 @@ class TestHostility:
         max_leaves=8,
     )
 
+    @pytest.mark.slow
     @given(
         st.lists(
             st.tuples(

@@ -203,6 +203,7 @@ _values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(_values, max_size=6), st.integers(0, 127), st.integers(1, 30))
 def test_what_is_packed_is_read(rest: list[Any], operation: int, step: int) -> None:
     """Any frame comes back, however it is cut."""

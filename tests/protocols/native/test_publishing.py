@@ -39,6 +39,7 @@ class TestMessages:
             assert bytes(other.endpoint.output) == frame * 3
             other.endpoint.output.clear()
 
+    @pytest.mark.slow
     @given(
         st.lists(
             st.tuples(st.sampled_from(["a", "b/c", "x" * 40]), st.integers(0, 3), st.booleans()),
