@@ -727,6 +727,8 @@ class Node:
             if not (is_source(topic_filter) or is_service(topic_filter)):
                 self.router.add(subscription)
             owner.subscriptions[topic_filter] = subscription
+            if topic_filter.startswith(REPLY_PREFIX):  # the client may rely on what it was told
+                owner.reply_token = topic_filter.split("/")[1]
             owner.subscription_cost += subscription_cost(topic_filter)
         orphans += self._load_packet_ids() + self._load_wills()
         if not self._store.statistics().damaged:  # else they may belong to a record left out

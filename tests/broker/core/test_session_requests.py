@@ -828,6 +828,19 @@ def test_a_reply_prefix_is_read_by_its_client_alone() -> None:
     assert other.take() == []
 
 
+def test_a_reply_prefix_that_is_subscribed_to_survives_a_restart() -> None:
+    """The session is there as it was, so its client finds the same prefix and its replies."""
+    link = Link(store=RecordingStore())
+    _, reply_to = _requester(link, session_expiry_interval=600)
+    link = link.restart()
+    client, answer = link.greet(
+        "q", clean_start=False, request_response_information=1, session_expiry_interval=600
+    )
+    assert answer.response_information == reply_to.rsplit("/", 1)[0]
+    link.connect("p").complete(reply_to, b"12", 1)
+    assert client.payloads() == [b"12"]
+
+
 def test_subscriptions_to_requests_in_one_packet_with_others() -> None:
     """Each filter of a SUBSCRIBE is judged by itself."""
     link = Link()
