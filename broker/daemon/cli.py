@@ -474,6 +474,12 @@ def _data_directory(config: Path | None, options: dict[str, Any]) -> Path:
     return _load(config, options, serving=False).data_directory
 
 
+def _show_progress(what: str, count: int) -> None:
+    """Write over the same line of a terminal what is being read, and how many up to now."""
+    if sys.stderr.isatty():
+        click.echo(f"\x1b[K{what}: {count} records\r", nl=False, err=True)
+
+
 @store.command("info")
 @_store_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -500,7 +506,7 @@ def store_verify(config: Path | None, **options: Any) -> None:
     from ganglion.broker.daemon.store_commands import verify_store
 
     with _failures():
-        lines, is_good = verify_store(_data_directory(config, options))
+        lines, is_good = verify_store(_data_directory(config, options), _show_progress)
     for line in lines:
         click.echo(line)
     if not is_good:
@@ -539,7 +545,7 @@ def store_rescue(target: Path, config: Path | None, **options: Any) -> None:
     from ganglion.broker.daemon.store_commands import rescue_store
 
     with _failures():
-        lines, is_good = rescue_store(_data_directory(config, options), target)
+        lines, is_good = rescue_store(_data_directory(config, options), target, _show_progress)
     for line in lines:
         click.echo(line)
     if not is_good:

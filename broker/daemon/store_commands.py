@@ -12,6 +12,7 @@ from typing import Any
 
 from ganglion.broker.store import Damage, Kind
 from ganglion.broker.store.rescue import rescue
+from ganglion.broker.store.rocks_reading import Progress
 from ganglion.broker.store.rocksdb import RocksStore
 
 __all__ = ["backup_store", "compact_store", "rescue_store", "store_info", "verify_store"]
@@ -29,18 +30,21 @@ def store_info(data: Path) -> dict[str, Any]:
         "commit_number": statistics.commit_number,
         "epoch": statistics.epoch,
         "size_bytes": statistics.size_bytes,
+        "feed_first": statistics.feed_first,
+        "feed_bytes": statistics.feed_bytes,
         "records": _by_name(statistics.records),
     }
 
 
-def verify_store(data: Path) -> tuple[list[str], bool]:
+def verify_store(data: Path, progress: Progress | None = None) -> tuple[list[str], bool]:
     """Read every record: one line per damage and one per kind; whether all is good.
 
-    Raises `StoreError` when the store cannot be opened at all.
+    `progress` is told now and then of a kind and how many of its records were read. Raises
+    `StoreError` when the store cannot be opened at all.
     """
     found: list[Damage] = []
     with _opened(data, found) as store:
-        counts, damages = store.verify()
+        counts, damages = store.verify(progress)
     found += damages
     lines = [_line(damage) for damage in found]
     lines += (f"{name}: {count} good records" for name, count in _by_name(counts).items())
@@ -66,13 +70,16 @@ def compact_store(data: Path) -> str:
     return f"{_size(before)} before, {_size(after)} now"
 
 
-def rescue_store(data: Path, target: Path) -> tuple[list[str], bool]:
+def rescue_store(
+    data: Path, target: Path, progress: Progress | None = None
+) -> tuple[list[str], bool]:
     """Save the good records of a damaged store into a new data directory `target`.
 
-    One line per damage and one per kind, and whether all was good. Raises `StoreError` when
+    One line per damage and one per kind, and whether all was good; `progress` as for
+    `verify_store`. Raises `StoreError` when
     nothing can be saved.
     """
-    counts, damages = rescue(data / _STORE, target / _STORE)
+    counts, damages = rescue(data / _STORE, target / _STORE, progress)
     lines = [_line(damage) for damage in damages]
     lines += (f"{name}: {count} records saved" for name, count in _by_name(counts).items())
     return lines, not damages
@@ -102,8 +109,8 @@ def _by_name(records: Mapping[Kind, int]) -> dict[str, int]:
 
 
 def _line(damage: Damage) -> str:
-    where = f"{damage.kind.name.lower()} {damage.key!r}" if damage.kind is not None else "log"
-    return f"damaged: {where}: {damage.what}"
+    where = f"{damage.kind.name.lower()} {damage.key!r}: " if damage.kind is not None else ""
+    return f"damaged: {where}{damage.what}"
 
 
 def _size(size_bytes: int) -> str:

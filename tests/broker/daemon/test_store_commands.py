@@ -3,12 +3,14 @@
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from ganglion.broker.daemon.cli import Failure, cli
+from ganglion.broker.daemon.store_commands import rescue_store, verify_store
 from ganglion.broker.store import Kind
 from tests.broker.store.stores import Core, commit, contents, open_rocks
 
@@ -51,6 +53,7 @@ def test_info(data: Path) -> None:
     assert info["size_bytes"] > 1000
     assert set(info["records"]) == {kind.name.lower() for kind in Kind}
     assert info["records"]["retained"] == 1
+    assert (info["feed_first"], info["feed_bytes"]) == (None, 0)
     lines = dict(
         line.split(None, 1) for line in run("store", "info", "--data", data).stdout.splitlines()
     )
@@ -65,6 +68,15 @@ def test_verify_of_a_good_store(data: Path) -> None:
     lines = result.stdout.splitlines()
     assert "backlog: 29 good records" in lines
     assert lines[-1] == "Every checksum fits."
+
+
+def test_progress(data: Path, tmp_path: Path) -> None:
+    """Reading everything tells of each kind how many records there were."""
+    for call in (verify_store, partial(rescue_store, target=tmp_path / "saved")):
+        told: dict[str, int] = {}
+        call(data, progress=told.__setitem__)
+        assert set(told) == {kind.name.lower() for kind in Kind}
+        assert (told["backlog"], told["retained"], told["session"]) == (29, 1, 0)
 
 
 def test_verify_and_rescue_of_a_damaged_store(data: Path, tmp_path: Path, core: Core) -> None:
