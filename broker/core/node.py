@@ -505,20 +505,20 @@ class Node:
         serve its topic.
         """
         retain = message.retain
-        is_request = False
         if route is None:
             topic = message.topic
-            if publisher is not None:
-                if topic.startswith(ANSWER_PREFIX):
-                    return int(self.session_requests.answer(publisher, message))
-                about = message.properties
-                is_request = about is not None and about.response_topic is not None
+            if publisher is not None and topic.startswith(ANSWER_PREFIX):
+                return int(self.session_requests.answer(publisher, message))
             if topic[:1] == "$" and is_source(topic) and self.sources.find(topic) is None:
                 try:
                     self.sources.make(topic)
                 except InvalidDefinition as error:
                     raise LimitReached(str(error)) from None
             route = self.router.route(topic)
+            about = message.properties
+            if publisher is not None and about is not None and about.response_topic is not None:
+                delivered = self.publish(message, route, publisher)
+                return delivered + self._ask(publisher, message, delivered)
         targets = route.targets
         if self._store.is_full:
             targets = self._check_disk(message, route)
@@ -536,8 +536,6 @@ class Node:
         count = self.forward(message, targets, route.groups, publisher)
         if retain:
             message.forms = None  # the retained message would keep its encodings for good
-        if is_request and publisher is not None:
-            count += self._ask(publisher, message, count)
         return count
 
     def _ask(self, publisher: Session, message: Message, delivered: int) -> int:
