@@ -134,7 +134,7 @@ class Broker:
     pid: int
     ports: Mapping[str, int]
     """By what is spoken there: ``mqtt``, ``nats``, ``tls`` (MQTT over TLS), ``web`` (over
-    WebSocket)."""
+    WebSocket), ``native`` (Ganglion's own protocol)."""
     protocol: Literal["mqtt", "nats", "amqp"] = "mqtt"
     """In which of its protocols it is to be loaded."""
     user: str | None = None
@@ -266,7 +266,7 @@ def _start_ganglion(
     words += ["--config", "ganglion.toml", "--data", str(data), "--log-format", "json"]
     words += ["--mqtt", "127.0.0.1:0", "--mqtts", "127.0.0.1:0"]
     if not mqtt_only:
-        words += ["--web", "127.0.0.1:0"]
+        words += ["--web", "127.0.0.1:0", "--native", "127.0.0.1:0"]
     words += ["--tls-cert", "cert.pem", "--tls-key", "key.pem"]
     started_s = time.monotonic()
     with _process("Ganglion", words, directory) as pid:

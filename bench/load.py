@@ -72,7 +72,8 @@ def build() -> Path:
 
 def command(broker: Broker, options: Sequence[str], *, tls: bool = False) -> list[str]:
     """The command that loads this broker."""
-    port = broker.ports["tls" if tls else "web" if "--web" in options else broker.protocol]
+    spoken = next((each for each in ("web", "native") if f"--{each}" in options), broker.protocol)
+    port = broker.ports["tls" if tls else spoken]
     words = [str(build()), "--host", "127.0.0.1", "--port", str(port), *options]
     if broker.protocol != "mqtt":
         words.append(f"--{broker.protocol}")

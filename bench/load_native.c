@@ -1,5 +1,5 @@
-/* Ganglion's native protocol (docs/protocol.md): message and publish, subscribe, and consume with ack
- * where topics are queues.
+/* Ganglion's native protocol (docs/protocol.md): message and publish, subscribe, and consume with
+ * ack where topics are queues.
  */
 #define _GNU_SOURCE
 #include "load.h"
@@ -224,12 +224,31 @@ static void on_frame(struct connection *c, const uint8_t *p, const uint8_t *end)
     }
 }
 
+/* A message without properties, of which nearly all come: where its payload begins and ends. The
+ * size of the frame, 0 when it is another one or not all there. */
+static size_t message(const uint8_t *p, size_t size, const uint8_t **payload) {
+    if (size < 6 || p[0] != 0x93 || p[1] != MESSAGE || p[2] < 0xa0 || p[2] >= 0xc0) return 0;
+    size_t at = 3 + (size_t)(p[2] & 31);
+    if (size < at + 3) return 0;
+    size_t length = p[at] == 0xc4 ? p[at + 1] : p[at] == 0xc5 ? big(p + at + 1, 2) : SIZE_MAX;
+    if (length == SIZE_MAX) return 0;
+    at += p[at] == 0xc4 ? 2 : 3;
+    *payload = p + at;
+    return size - at < length ? 0 : at + length;
+}
+
 /* Handles the whole frames in the data and returns how many bytes they took. */
 static size_t take(struct connection *c, const uint8_t *data, size_t size) {
     size_t at = 0;
     for (;;) {
-        const uint8_t *frame = data + at;
-        size_t length = whole(frame, size - at);
+        const uint8_t *frame = data + at, *payload;
+        size_t length = message(frame, size - at, &payload);
+        if (length) {
+            on_message(c, payload, (size_t)(frame + length - payload));
+            at += length;
+            continue;
+        }
+        length = whole(frame, size - at);
         if (!length) return at;
         on_frame(c, frame, frame + length);
         at += length;

@@ -92,7 +92,7 @@ class FrameReader:
             max_ext_len=0,
         )
         self._fed = 0
-        self._counted_from = -1  # where the frame began whose elements the budget is for
+        self._counted_from: int = -1  # where the frame began whose elements the budget is for
         self.end: int = 0
         """Where the last whole frame ended, in bytes since the first that was fed."""
         self.read_bytes: Callable[[int], object] = self._unpacker.read_bytes
