@@ -93,10 +93,12 @@ class NativeRequester:
         timeout_s = options.seconds("timeout_s")
         count = options.whole("count", least=1) if is_gather else None
         may_repeat = options.flag("repeat")
-        check_topic_name(message.topic, node.limits)
-        decision = node.may_publish(session.client, message.topic, 0, False)
-        if not decision.allowed:
-            raise NotAllowed(decision)
+        if connection.known_route(message.topic) is None:
+            check_topic_name(message.topic, node.limits)
+            decision = node.may_publish(session.client, message.topic, 0, False)
+            if not decision.allowed:
+                raise NotAllowed(decision)
+            connection.remember(session, message.topic)
         tag = self._asked[number] = _Asked(number, is_gather=is_gather, count=count)
         try:
             if is_gather:

@@ -48,6 +48,8 @@ class NativeServer:
             journal.shelf.store, journal.commits, node.timers, journal.shelf.wall_clock_offset_s
         )
         self._reader: FrameReader | None = None
+        self._node_limits = node.limits
+        self._frame_limits = self.limits(is_json=False)  # made from those of the node
 
     def limits(self, *, is_json: bool) -> FrameLimits:
         """How large the frames of a known client may be."""
@@ -63,9 +65,11 @@ class NativeServer:
         A connection that holds no beginning of a frame needs none of its own: most have none.
         """
         reader, self._reader = self._reader, None
-        limits = self.limits(is_json=False)
-        if reader is None or reader.limits != limits:
-            return FrameReader(limits)
+        if self._node_limits is not self.node.limits:
+            self._node_limits = self.node.limits
+            self._frame_limits = self.limits(is_json=False)
+        if reader is None or reader.limits is not self._frame_limits:
+            return FrameReader(self._frame_limits)
         return reader
 
     def take_back(self, reader: FrameReader) -> None:
