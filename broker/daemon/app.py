@@ -77,6 +77,7 @@ class Broker:
         limits: Limits | None = None,
         access: Access | None = None,
         users: Users | None = None,
+        token_key: bytes | None = None,
         mqtt: MqttSettings | None = None,
         native: NativeSettings | None = None,
         web: WebSettings | None = None,
@@ -118,6 +119,7 @@ class Broker:
             users_exist=access.users_exist,
             log=log,
             in_next_tick=self.in_next_tick,
+            token_key=token_key,
         )
         self._mqtt = MqttServer(self.node, mqtt)
         self._native = NativeServer(self.node, native, software=f"ganglion/{__version__}")
@@ -208,6 +210,7 @@ class Broker:
         limits: Limits,
         access: Access,
         users: Users,
+        token_key: bytes | None = None,
         definitions: Iterable[QueueDefinition | StreamDefinition] = (),
     ) -> list[str]:
         """Let these limits, rules and users act at once, also on what is connected already.
@@ -217,7 +220,7 @@ class Broker:
         wrong: list[str] = []
 
         def take_over() -> None:
-            self.authenticator.replace(users, users_exist=access.users_exist)
+            self.authenticator.replace(users, users_exist=access.users_exist, token_key=token_key)
             self._connect_authenticator()
             self.reactor.set_limits(limits)
             self.node.reload(
@@ -264,6 +267,7 @@ class Broker:
         for server in (self._mqtt, self._native):
             server.authenticator = self.authenticator if exist else None
             server.mechanisms = self.authenticator.mechanisms()
+        self._native.tokens = self.authenticator.user_of_token if exist else None
 
     def close(self) -> None:
         """Let go of everything: sockets, timers, the store."""
@@ -289,6 +293,7 @@ def run(load: Callable[[], Configuration]) -> None:
         limits=configuration.limits,
         access=materials.access,
         users=materials.users,
+        token_key=materials.token_key,
         mqtt=MqttSettings(
             certificate_is_user=_certificate_is_user(configuration), **configuration.mqtt
         ),
@@ -432,6 +437,7 @@ class _Service:
             limits=configuration.limits,
             access=materials.access,
             users=materials.users,
+            token_key=materials.token_key,
             definitions=_definitions(configuration),
         )
         _say_undefined(wrong, log)
@@ -440,7 +446,10 @@ class _Service:
             log.warning("not in the configuration any more, and kept", kept=sorted(left))
         self._configuration = configuration
         self._materials = Materials(
-            materials.users, materials.access, self._materials.tls or materials.tls
+            materials.users,
+            materials.access,
+            self._materials.tls or materials.tls,
+            materials.token_key,
         )
         access = who_may_connect(configuration, len(materials.users))
         log.info(

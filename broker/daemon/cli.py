@@ -19,6 +19,7 @@ has a word for the case:
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -457,6 +458,46 @@ def _new_password(name: str) -> str:
     if not password:
         raise click.UsageError("there is no password on standard input")
     return password
+
+
+@cli.command()
+@click.argument("name")
+@click.option(
+    "--valid",
+    default="1h",
+    metavar="TIME",
+    help="How long: 90s, 15m, 12h, 30d (1h).",
+)
+@_passwd_options
+def token(name: str, valid: str, config: Path | None, **options: Any) -> None:
+    """Print a token that lets user NAME in, in place of the password, for a time.
+
+    It is signed with the node's key (access.token_key), which is made when there is none yet; a
+    running broker takes it over on SIGHUP.
+    """
+    import time
+
+    from ganglion.broker.core.tokens import make_token
+    from ganglion.broker.daemon.config import TOKEN_KEY
+    from ganglion.broker.daemon.token_key import make_token_key, read_token_key
+    from ganglion.broker.daemon.users_file import user_names
+
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", valid)
+    if match is None:
+        raise click.UsageError(f"--valid is {valid!r}; it is written 90s, 15m, 12h or 30d")
+    seconds = int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+    with _failures():
+        configuration = _load(config, options, serving=False)
+        if name not in user_names(_users_path(config, options)):
+            raise click.UsageError(f"there is no user {name} (ganglion passwd add {name})")
+        path = configuration.token_key_file
+        if path is None:
+            path = configuration.data_directory / TOKEN_KEY
+            key = make_token_key(path)
+            click.echo(f"made the key {path}; a running broker takes it over on SIGHUP", err=True)
+        else:
+            key = read_token_key(path)
+        click.echo(make_token(key, name, time.time() + seconds))
 
 
 @cli.group()

@@ -38,6 +38,7 @@ from ganglion.broker.daemon.settings import (
 from ganglion.broker.net.addresses import Address
 
 __all__ = [
+    "TOKEN_KEY",
     "Configuration",
     "ConfigurationError",
     "Flag",
@@ -51,6 +52,9 @@ __all__ = [
 _T = TypeVar("_T")
 
 _FILE_SIZE_MAX_BYTES = 4 * 1024 * 1024  # a configuration is small: more is a wrong file
+
+TOKEN_KEY = "token.key"  # noqa: S105 - the name of a file
+"""The file in the data directory that has the key of tokens, where none is configured."""
 
 _MQTT_DEFAULTS = {
     "maximum_qos": 2,
@@ -145,6 +149,8 @@ class Configuration:
     data_directory: Path
     users_file: Path | None
     """None: nobody has configured users, and there is no ``users`` in the data directory."""
+    token_key_file: Path | None
+    """None: nobody has configured a key, and there is no `TOKEN_KEY` in the data directory."""
     anonymous: bool
     insecure: bool
     rules: tuple[Rule, ...]
@@ -325,6 +331,7 @@ def _complete(
 
     data = cast("Path", default("data.directory", _per_user_directory(environment)))
     default("access.users", data / "users" if (data / "users").is_file() else None)
+    default("access.token_key", data / TOKEN_KEY if (data / TOKEN_KEY).is_file() else None)
     default("tls.certificate", None)
     default("tls.key", None)
     default("tls.client_ca", None)
@@ -342,6 +349,7 @@ def _complete(
         tls=_tls(found, default),
         data_directory=data,
         users_file=cast("Path | None", found["access.users"]),
+        token_key_file=cast("Path | None", found["access.token_key"]),
         anonymous=default("access.anonymous", value=False),
         insecure=default("access.insecure", value=False),
         rules=tuple(_parsed(parse_rules, "rules", found, sources, problems)),

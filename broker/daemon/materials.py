@@ -10,6 +10,7 @@ from ganglion import GanglionError
 from ganglion.broker.core.access import Access
 from ganglion.broker.core.authentication import Users
 from ganglion.broker.daemon.config import Configuration, ConfigurationError, Problem
+from ganglion.broker.daemon.token_key import read_token_key
 from ganglion.broker.daemon.users_file import read_users
 from ganglion.broker.net.tls import TlsContext
 
@@ -24,6 +25,8 @@ class Materials:
     """Empty when no users file is configured."""
     access: Access
     tls: TlsContext | None
+    token_key: bytes | None
+    """What signs tokens; None: there are none."""
 
 
 def open_materials(configuration: Configuration) -> Materials:
@@ -38,6 +41,12 @@ def open_materials(configuration: Configuration) -> Materials:
             if not configuration.users_file.exists():
                 hint = " (ganglion passwd add NAME makes the file)"
             problems.append(_problem(configuration, "access.users", f"{error}{hint}"))
+    token_key = None
+    if configuration.token_key_file is not None:
+        try:
+            token_key = read_token_key(configuration.token_key_file)
+        except GanglionError as error:
+            problems.append(_problem(configuration, "access.token_key", str(error)))
     tls: TlsContext | None = None
     if configuration.tls is not None:
         try:
@@ -57,7 +66,7 @@ def open_materials(configuration: Configuration) -> Materials:
         anonymous=configuration.anonymous,
         insecure=configuration.insecure,
     )
-    return Materials(users, access, tls)
+    return Materials(users, access, tls, token_key)
 
 
 def _problem(configuration: Configuration, key: str, text: str) -> Problem:

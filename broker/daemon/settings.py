@@ -325,6 +325,12 @@ _ALL = [
         reloads=True,
     ),
     Key(
+        "access.token_key",
+        _path,
+        "file with the key that signs tokens, as ganglion token makes it",
+        reloads=True,
+    ),
+    Key(
         "access.anonymous",
         _boolean,
         "let clients without a user name connect although there are users",

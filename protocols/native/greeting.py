@@ -158,8 +158,11 @@ class Greeting:
             )
         options = options_at(frame, 3)
         self._hello = (number, options)
-        mechanism = options.text("mechanism")
-        if mechanism is not None:
+        mechanism, token = options.text("mechanism"), options.text("token")
+        if token is not None:
+            tokens = self._connection.server.tokens
+            self._accept(None if tokens is None else tokens(token))
+        elif mechanism is not None:
             self._start_mechanism(mechanism, options.data("data") or b"")
         else:
             self._check_password(options.text("user"), options.data("password"))

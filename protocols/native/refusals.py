@@ -14,6 +14,7 @@ from ganglion.broker.core.stream import (
     StreamNotKeyed,
     WrongExpectedVersion,
 )
+from ganglion.broker.core.tokens import InvalidToken
 from ganglion.broker.core.topics import InvalidTopic
 from ganglion.protocols.native.operations import Code
 from ganglion.protocols.native.properties import InvalidProperty
@@ -48,6 +49,7 @@ _CODES: tuple[tuple[type[GanglionError], Code], ...] = (
     (InvalidProperty, Code.INVALID),
     (StreamNotKeyed, Code.INVALID),
     (RecordTooLarge, Code.INVALID),
+    (InvalidToken, Code.NOT_AUTHENTICATED),
 )
 
 

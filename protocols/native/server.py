@@ -43,6 +43,8 @@ class NativeServer:
         self.software = software
         self.authenticator = authenticator
         self.mechanisms = mechanisms or {}
+        self.tokens: Callable[[str], str] | None = None
+        """Whose token it is; raises `InvalidToken`. None: nobody needs one."""
         journal = node.journal
         self.producers = Producers(
             journal.shelf.store, journal.commits, node.timers, journal.shelf.wall_clock_offset_s

@@ -1,11 +1,14 @@
 """Verifying passwords beside the node: at once where possible, bounded where not."""
 
 import threading
+import time
 from collections.abc import Callable
 
+import pytest
 import trio
 
 from ganglion.broker.core.authentication import Users, VerificationUnavailable
+from ganglion.broker.core.tokens import InvalidToken, make_token
 from ganglion.broker.daemon.authenticator import WAITING_MAX, Authenticator
 
 
@@ -174,3 +177,29 @@ async def test_mechanisms_exist_with_users_only() -> None:
     judge.replace(Users(), users_exist=True)
     assert "SCRAM-SHA-256" in judge.mechanisms()
     assert judge.mechanisms()["SCRAM-SHA-256"]().name == "SCRAM-SHA-256"
+
+
+async def test_a_token_in_place_of_the_password() -> None:
+    """It lets its own user in, over every protocol, while that user exists and the key is this."""
+    key = bytes(32)
+    users, verdicts = Users(), Verdicts()
+    users.add("ada", "a password")
+    judge = Authenticator(users, users_exist=True, log=Log(), in_next_tick=at_once, token_key=key)
+    good = make_token(key, "ada", time.time() + 60)
+    over = make_token(key, "ada", time.time() - 1)
+    judge("ada", good.encode(), verdicts.of("good"))
+    judge("bob", good.encode(), verdicts.of("of another"))
+    judge("ada", over.encode(), verdicts.of("over"))
+    judge("ada", b"g1.\xff", verdicts.of("no text"))
+    assert verdicts.given == {
+        "good": [True],
+        "of another": [False],
+        "over": [False],
+        "no text": [False],
+    }
+    assert judge.user_of_token(good) == "ada"
+    with pytest.raises(InvalidToken, match="does not exist"):
+        judge.user_of_token(make_token(key, "bob", time.time() + 60))
+    judge.replace(users, users_exist=True)
+    with pytest.raises(InvalidToken, match="takes no tokens"):
+        judge.user_of_token(good)

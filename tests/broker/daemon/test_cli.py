@@ -2,6 +2,7 @@
 
 import json
 import stat
+import time
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from ganglion import __version__
 from ganglion.broker.core.limits import Limits, describe_limits
+from ganglion.broker.core.tokens import InvalidToken, user_of_token
 from ganglion.broker.daemon import app
 from ganglion.broker.daemon import cli as cli_module
 from ganglion.broker.daemon.cli import cli
@@ -394,3 +396,24 @@ def test_exit_codes_are_documented() -> None:
     assert len(codes) == 7
     for code in codes:
         assert f"| {code} |" in text
+
+
+def test_tokens_are_made_for_users(tmp_path: Path) -> None:
+    """The first one makes the key, which only its owner may read; later ones use it."""
+    data = ("--data", str(tmp_path))
+    assert run("passwd", "add", "ada", *data, stdin="a password\n").exit_code == 0
+    first = run("token", "ada", "--valid", "90s", *data)
+    assert first.exit_code == 0
+    key_file = tmp_path / "token.key"
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    second = run("token", "ada", *data)
+    for result, seconds in ((first, 90), (second, 3600)):
+        token = result.stdout.strip().splitlines()[-1]
+        now_s = time.time()
+        assert user_of_token(key_file.read_bytes(), token, now_s + seconds - 30) == "ada"
+        with pytest.raises(InvalidToken):
+            user_of_token(key_file.read_bytes(), token, now_s + seconds + 30)
+    assert run("token", "bob", *data).exit_code != 0
+    assert run("token", "ada", "--valid", "soon", *data).exit_code != 0
+    key_file.write_bytes(b"short")
+    assert "is no key" in run("token", "ada", *data).output

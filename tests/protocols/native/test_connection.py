@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ganglion.broker.core.access import Access, Rule
 from ganglion.broker.core.authentication import ScramSha256, ScramSha256Client, Users
 from ganglion.broker.core.limits import Limits
+from ganglion.broker.core.tokens import InvalidToken
 from ganglion.protocols.native.operations import Code
 from ganglion.protocols.native.operations import Operation as Op
 from ganglion.protocols.native.server import NativeSettings
@@ -208,6 +209,21 @@ class TestAuthentication:
             authenticator=judge,
         )
         assert link.open(certificate="device-7").hello()["user"] == "device-7"
+
+    def test_token(self) -> None:
+        """It says who the client is; a wrong one is refused, whatever else is given."""
+
+        def user_of_token(token: str) -> str:
+            if token != "good":
+                raise InvalidToken("this is no token")
+            return "ada"
+
+        link = NativeLink(access=ONLY_USERS, authenticator=judge)
+        link.server.tokens = user_of_token
+        assert link.open().hello(token="good")["user"] == "ada"
+        client = link.open()
+        client.send([Op.HELLO, 1, 1, {"token": "bad", "user": "ada", "password": b"right"}])
+        assert client.take()[0][1:4] == [1, Code.NOT_AUTHENTICATED, "this is no token"]
 
     def test_a_name_of_another_user(self) -> None:
         """A client identifier belongs to the user that is connected with it."""
