@@ -24,12 +24,12 @@ def main(ganglion: str) -> None:
     version = _output(ganglion, "version")
     assert version, "`ganglion version` prints nothing"
     with tempfile.TemporaryDirectory() as data:
-        listeners = ["--mqtt", "127.0.0.1:0", "--web", "127.0.0.1:0"]
+        listeners = ["--native", "127.0.0.1:0", "--web", "127.0.0.1:0"]
         serve = [ganglion, "serve", *listeners, "--data", data]
         with subprocess.Popen(serve, stderr=subprocess.PIPE) as daemon:
             try:
                 addresses = _addresses_when_ready(daemon)
-                url = f"mqtt://{addresses['mqtt']}"
+                url = f"ganglion://{addresses['native']}"
                 # Retained, so that the subscriber need not be there first.
                 _output(ganglion, "pub", "--url", url, "--retain", "smoke/test", "it works")
                 got = _output(ganglion, "sub", "--url", url, "--count", "1", "smoke/#")

@@ -7,8 +7,13 @@ from pathlib import Path
 from ganglion import __version__
 from ganglion.broker.daemon.config import Configuration
 from ganglion.broker.net.addresses import Address
+from ganglion.clients.command_line.connecting import DEFAULT_URL
 
 __all__ = ["banner", "near", "who_may_connect"]
+
+
+_NATIVE = {"native": "ganglion", "natives": "ganglions"}
+"""Listeners that the commands to try speak with, and the scheme of their URLs."""
 
 
 def who_may_connect(configuration: Configuration, user_count: int) -> str:
@@ -49,7 +54,7 @@ def banner(
         lines.append(f"  {scheme:<8}{address}{reach}")
     lines.append(f"  {'data':<8}{_short(configuration.data_directory)}")
     lines.append(f"  {'access':<8}{who_may_connect(configuration, user_count)}")
-    reached = next((each for each in listening if each[0] in ("mqtt", "mqtts")), None)
+    reached = next((each for each in listening if each[0] in _NATIVE), None)
     if reached is not None:
         url = _url(*reached)
         name = " --user NAME" if configuration.has_users and not configuration.anonymous else ""
@@ -76,8 +81,8 @@ def _url(scheme: str, address: Address) -> str:
     """The option that reaches a listener, when the default does not."""
     if address.path is not None:
         return f" --url unix:{address.path}"
-    url = f"{scheme}://{near(address)}"
-    return "" if url == "mqtt://127.0.0.1:1883" else f" --url {url}"
+    url = f"{_NATIVE[scheme]}://{near(address)}"
+    return "" if url == DEFAULT_URL else f" --url {url}"
 
 
 def _short(path: Path) -> str:

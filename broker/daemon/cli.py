@@ -2,64 +2,43 @@
 
 Thin: it declares commands and options, and turns errors into one line and an exit code. What a
 command does is in the modules beside this one, each imported only when its command runs, so that
-``ganglion version`` does not pay for what ``ganglion serve`` needs.
-
-Exit codes, besides 0 and 2 (the command line cannot be understood), follow ``sysexits.h`` where it
-has a word for the case:
-
-=====  ==========================================================================================
-1      the answer is no (``check``, ``acl explain``, ``health``, ``store``), or any other error
-69     a broker or an address is not available: nobody listens, or the port is taken
-70     a fault of our own
-75     there was no answer, or not enough messages, in time
-77     the broker refused
-78     the configuration is not accepted
-130    interrupted by Ctrl-C
-=====  ==========================================================================================
+``ganglion version`` does not pay for what ``ganglion serve`` needs. The commands that work against
+a running node are in `ganglion.clients.command_line`, whose `failures` has the exit codes of all.
 """
 
-import os
 import re
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from ganglion import GanglionError, __version__
+from ganglion.clients.command_line.connecting import options
+from ganglion.clients.command_line.context_commands import context
+from ganglion.clients.command_line.failures import (
+    EXIT_CONFIGURATION,
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_NO,
+    EXIT_UNAVAILABLE,
+    Failure,
+)
+from ganglion.clients.command_line.messaging import pub, sub
+from ganglion.clients.command_line.queues import queue
+from ganglion.clients.command_line.rendering import echo_columns
+from ganglion.clients.command_line.requests import request, serve_reply
+from ganglion.clients.command_line.streams import stream
 
 if TYPE_CHECKING:
-    from ganglion.broker.daemon.client import MqttClient
     from ganglion.broker.daemon.config import Configuration, Flag
-    from ganglion.protocols.mqtt.properties import Properties
 
-__all__ = ["Failure", "cli", "main"]
+__all__ = ["cli", "main"]
 
-EXIT_NO = 1
-EXIT_UNAVAILABLE = 69
-EXIT_INTERNAL = 70
-EXIT_TIMEOUT = 75
-EXIT_REFUSED = 77
-EXIT_CONFIGURATION = 78
-EXIT_INTERRUPTED = 130
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
-
-
-class Failure(click.ClickException):
-    """An error that ends the command: one or more lines on standard error, and an exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc] # click reads it from the instance
-
-    def show(self, file: Any = None) -> None:
-        """Print the message after the program's name."""
-        click.echo(f"ganglion: {self.message}", file=file, err=file is None)
 
 
 def main() -> NoReturn:
@@ -96,35 +75,15 @@ def _message(error: GanglionError) -> str:
 
 
 def _exit_code(error: GanglionError) -> int:
-    from ganglion.broker.daemon import client, config
-
     match type(error).__name__:  # by name: to import them would bring the whole broker along
         case "CannotListen" | "StoreLocked":
             return EXIT_UNAVAILABLE
         case "NodeFailed":
             return EXIT_INTERNAL
-        case _:
-            pass
-    match error:
-        case config.ConfigurationError():
+        case "ConfigurationError":
             return EXIT_CONFIGURATION
-        case client.Refused():
-            return EXIT_REFUSED
-        case client.TimedOut():
-            return EXIT_TIMEOUT
-        case client.Unreachable() | client.ConnectionLost():
-            return EXIT_UNAVAILABLE
         case _:
             return EXIT_NO
-
-
-def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
-    def decorate(command: _Command) -> _Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 _config_option = click.option(
@@ -147,7 +106,7 @@ _limit_option = click.option(
     help="Set a limit (see ganglion limits). Repeatable.",
 )
 
-_configuration_options = _options(
+_configuration_options = options(
     _config_option,
     click.option(
         "--mqtt",
@@ -302,13 +261,13 @@ def check(config: Path | None, **options: Any) -> None:
         (name, shown(key, configuration.values[name]), configuration.sources[name])
         for name, key in KEYS.items()
     ]
-    _echo_columns(rows)
+    echo_columns(rows)
     click.echo(f"\nMay connect: {who_may_connect(configuration, len(materials.users))}.")
     click.echo("The configuration is accepted.")
 
 
 @cli.command()
-@_options(_config_option, _limit_option)
+@options(_config_option, _limit_option)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 def limits(config: Path | None, as_json: bool, **options: Any) -> None:
     """Show every limit: its value, where the value comes from, and why the limit exists."""
@@ -326,7 +285,7 @@ def limits(config: Path | None, as_json: bool, **options: Any) -> None:
         keys = ("name", "value", "source", "why")
         click.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
     else:
-        _echo_columns([tuple(map(str, row)) for row in rows])
+        echo_columns([tuple(map(str, row)) for row in rows])
 
 
 @cli.group()
@@ -342,7 +301,7 @@ def acl() -> None:
 @click.option("--address", default="127.0.0.1", show_default=True, help="Where the client is.")
 @click.option("--qos", type=click.IntRange(0, 2), default=0, show_default=True)
 @click.option("--retain", is_flag=True, help="A publication with RETAIN.")
-@_options(_config_option, _users_option)
+@options(_config_option, _users_option)
 def explain(
     user: str,
     action: Any,
@@ -387,7 +346,7 @@ def passwd() -> None:
     """
 
 
-_passwd_options = _options(_config_option, _users_option, _data_option)
+_passwd_options = options(_config_option, _users_option, _data_option)
 
 
 def _users_path(config: Path | None, options: dict[str, Any]) -> Path:
@@ -508,7 +467,7 @@ def store() -> None:
     """
 
 
-_store_options = _options(_config_option, _data_option)
+_store_options = options(_config_option, _data_option)
 
 
 def _data_directory(config: Path | None, options: dict[str, Any]) -> Path:
@@ -537,7 +496,7 @@ def store_info(as_json: bool, config: Path | None, **options: Any) -> None:
         return
     records = info.pop("records")
     rows = [*info.items(), *((f"records.{kind}", about) for kind, about in records.items())]
-    _echo_columns([(name, str(value)) for name, value in rows])
+    echo_columns([(name, str(value)) for name, value in rows])
 
 
 @store.command("verify")
@@ -593,215 +552,10 @@ def store_rescue(target: Path, config: Path | None, **options: Any) -> None:
         raise click.exceptions.Exit(EXIT_NO)
 
 
-_client_options = _options(
-    click.option(
-        "--url",
-        envvar="GANGLION_URL",
-        default="mqtt://127.0.0.1:1883",
-        show_default=True,
-        help="mqtt://HOST:PORT, mqtts://HOST:PORT or unix:/path.  [env: GANGLION_URL]",
-    ),
-    click.option("-u", "--user", envvar="GANGLION_USER", help="User name.  [env: GANGLION_USER]"),
-    click.option(
-        "--password-file",
-        type=_FILE,
-        metavar="FILE",
-        help="File whose first line is the password; otherwise GANGLION_PASSWORD, or a prompt.",
-    ),
-    click.option(
-        "-i", "--client-id", default="", help="Client identifier; the broker's choice if none."
-    ),
-    click.option(
-        "-V",
-        "--mqtt-version",
-        type=click.Choice(["3.1", "3.1.1", "5"]),
-        default="5",
-        show_default=True,
-    ),
-    click.option(
-        "--ca", type=_FILE, metavar="FILE", help="Authorities to trust (PEM), not the system's."
-    ),
-    click.option("--cert", type=_FILE, metavar="FILE", help="Client certificate (PEM)."),
-    click.option("--key", type=_FILE, metavar="FILE", help="Its private key (PEM)."),
-    click.option("--no-verify", is_flag=True, help="Do not check the broker's certificate."),
-    click.option(
-        "-q",
-        "--qos",
-        type=click.IntRange(0, 2),
-        default=0,
-        show_default=True,
-        help="Quality of service.",
-    ),
-)
-
-
-def _connect(
-    *,
-    url: str,
-    user: str | None,
-    password_file: Path | None,
-    client_id: str,
-    mqtt_version: str,
-    ca: Path | None,
-    cert: Path | None,
-    key: Path | None,
-    no_verify: bool,
-) -> "MqttClient":
-    from dataclasses import replace
-
-    from ganglion.broker.daemon.client import MqttClient, Target, tls_context
-
-    target = Target.parse(url)
-    if user is not None:
-        target = replace(target, user=user)
-    if target.user is not None and target.password is None:
-        target = replace(target, password=_password(target.user, password_file))
-    tls = None
-    if target.tls:
-        tls = tls_context(ca=ca, certificate=cert, key=key, verify=not no_verify)
-    return MqttClient(
-        target,
-        version={"3.1": 3, "3.1.1": 4, "5": 5}[mqtt_version],
-        client_id=client_id,
-        tls=tls,
-    )
-
-
-def _password(user: str, file: Path | None) -> bytes | None:
-    if file is not None:
-        try:
-            with file.open("rb") as stream:
-                return stream.readline().removesuffix(b"\n").removesuffix(b"\r")
-        except OSError as error:
-            raise click.UsageError(f"cannot read {file}: {error.strerror}") from None
-    if "GANGLION_PASSWORD" in os.environ:
-        return os.environ["GANGLION_PASSWORD"].encode()
-    if sys.stdin.isatty():
-        return str(click.prompt(f"Password for {user}", hide_input=True, err=True)).encode()
-    return None
-
-
-@cli.command()
-@click.argument("topic")
-@click.argument("message", required=False)
-@click.option("-r", "--retain", is_flag=True, help="Keep it as the topic's last value.")
-@click.option("-f", "--file", type=click.File("rb"), help="Send the content of this file.")
-@click.option("-l", "--lines", is_flag=True, help="Send each line of standard input (or --file).")
-@click.option("--expiry", type=click.IntRange(0, 0xFFFF_FFFF), metavar="SECONDS", help="MQTT 5.")
-@click.option("--content-type", help="MQTT 5.")
-@click.option("--response-topic", help="MQTT 5.")
-@click.option("--correlation-data", help="MQTT 5.")
-@click.option("--user-property", multiple=True, metavar="NAME=VALUE", help="MQTT 5. Repeatable.")
-@_client_options
-def pub(
-    topic: str,
-    message: str | None,
-    retain: bool,
-    file: Any,
-    lines: bool,
-    qos: int,
-    expiry: int | None,
-    content_type: str | None,
-    response_topic: str | None,
-    correlation_data: str | None,
-    user_property: tuple[str, ...],
-    **connection: Any,
-) -> None:
-    """Publish MESSAGE to TOPIC.
-
-    Without MESSAGE it is read from --file or from standard input. The command ends well only
-    when the broker has taken everything.
-    """
-    from ganglion.broker.daemon.messages import publish_all, split_lines
-
-    if message is not None and (file is not None or lines):
-        raise click.UsageError("give MESSAGE, or --file and --lines, but not both")
-    properties = _publish_properties(
-        connection["mqtt_version"],
-        message_expiry_interval=expiry,
-        content_type=content_type,
-        response_topic=response_topic,
-        correlation_data=None if correlation_data is None else correlation_data.encode(),
-        user_properties=tuple(_pair(each) for each in user_property),
-    )
-    stream = sys.stdin.buffer if file is None else file
-    with _failures(), _connect(**connection) as client:
-        if message is not None:
-            payloads: Any = [message.encode(errors="surrogateescape")]
-        else:
-            payloads = split_lines(stream) if lines else [stream.read()]
-        publish_all(client, topic, payloads, qos=qos, retain=retain, properties=properties)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise click.UsageError(f"--user-property {text}: write it NAME=VALUE")
-    return name, value
-
-
-def _publish_properties(mqtt_version: str, **properties: Any) -> "Properties | None":
-    if not any(value not in (None, ()) for value in properties.values()):
-        return None
-    if mqtt_version != "5":
-        raise click.UsageError(f"MQTT {mqtt_version} has no message properties")
-    from ganglion.protocols.mqtt.properties import Properties
-
-    return Properties(**properties)
-
-
-@cli.command()
-@click.argument("filters", nargs=-1, required=True, metavar="FILTER...")
-@click.option("-n", "--count", type=click.IntRange(1), help="End after so many messages.")
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="End after so long.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "hex", "json"]),
-    default="text",
-    show_default=True,
-    help="The payload as it is, in hexadecimal, or a JSON line with everything.",
-)
-@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@click.option("-v", "--verbose", is_flag=True, help="Print the topic before the payload.")
-@_client_options
-def sub(
-    filters: tuple[str, ...],
-    count: int | None,
-    timeout: float | None,
-    form: str,
-    as_json: bool,
-    verbose: bool,
-    qos: int,
-    **connection: Any,
-) -> None:
-    """Subscribe to topic filters and print what arrives.
-
-    With --count the exit code is 75 when --timeout is over before there were so many.
-    """
-    from ganglion.broker.daemon.messages import subscribe_and_print
-
-    with _failures(), _connect(**connection) as client:
-        seen = subscribe_and_print(
-            client,
-            list(filters),
-            sys.stdout.buffer,
-            qos=qos,
-            count=count,
-            timeout_s=timeout,
-            form="json" if as_json else form,
-            with_topic=verbose,
-            terminal=sys.stdout.isatty(),
-        )
-    if count is not None and seen < count:
-        raise Failure(f"{seen} of {count} messages in {timeout:g} s", EXIT_TIMEOUT)
-
-
 @cli.command()
 @click.option(
     "--url",
-    envvar="GANGLION_URL",
-    help="The broker; without it, the first listener of the configuration.  [env: GANGLION_URL]",
+    help="The broker; without it, the first listener of the configuration.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(0.1), default=5.0, show_default=True, metavar="SECONDS"
@@ -824,9 +578,5 @@ def health(url: str | None, timeout: float, config: Path | None) -> None:
     click.echo(answer)
 
 
-def _echo_columns(rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows with all columns but the last padded to the same width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-    for row in rows:
-        padded = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
-        click.echo("  ".join([*padded, row[-1]]))
+for _command in (context, pub, sub, request, serve_reply, queue, stream):
+    cli.add_command(_command)

@@ -1,11 +1,10 @@
-"""A small blocking MQTT client, for ``ganglion pub``, ``ganglion sub`` and ``ganglion health``.
+"""A small blocking MQTT client, for ``ganglion health`` and for tests of the daemon.
 
 It is the other end of the same sans-I/O codec that the broker uses, over one blocking socket
 (TCP, TLS or Unix). Every wait has a deadline, in seconds. There is no background thread: the
 keep alive is looked after while `MqttClient` waits for something.
 
-A message that arrives is acknowledged when the caller says so (`MqttClient.acknowledge`), so
-that ``ganglion sub`` acknowledges only what it has written out.
+A message that arrives is acknowledged when the caller says so (`MqttClient.acknowledge`).
 """
 
 import itertools

@@ -73,7 +73,9 @@ _TOGETHER = (
     "proxy.",
 )  # tables that `_contradictions` looks at
 
-_CLIENT_VARIABLES = frozenset({"GANGLION_URL", "GANGLION_USER", "GANGLION_PASSWORD"})
+_CLIENT_VARIABLES = frozenset(
+    f"GANGLION_{name}" for name in ("URL", "CONTEXT", "USER", "PASSWORD", "TOKEN")
+)
 
 # Kubernetes and Docker links describe a service called "ganglion" (or "ganglion-…") to every
 # container beside it in variables of these forms: they are not the user's settings.

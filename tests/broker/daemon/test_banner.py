@@ -40,7 +40,7 @@ def test_who_may_connect_is_one_true_sentence(tmp_path: Path, text: str, words: 
 
 def test_the_screen_shows_what_is_needed_and_fits(tmp_path: Path) -> None:
     """Listeners, data, who may connect and what to try: on one screen of 24 lines."""
-    listening = [("mqtt", Address("0.0.0.0", 1884)), ("mqtts", Address("127.0.0.1", 8883))]
+    listening = [("native", Address("0.0.0.0", 1884)), ("mqtts", Address("127.0.0.1", 8883))]
     screen = banner(configuration(tmp_path), listening, 0)
     assert len(screen.splitlines()) <= 24
     for words in (
@@ -48,14 +48,14 @@ def test_the_screen_shows_what_is_needed_and_fits(tmp_path: Path) -> None:
         "127.0.0.1:8883\n",
         str(tmp_path / ".local/state/ganglion"),
         "anybody on this machine",
-        "ganglion sub --url mqtt://127.0.0.1:1884 'hello/#'",
-        "ganglion pub --url mqtt://127.0.0.1:1884 hello/world",
+        "ganglion sub --url ganglion://127.0.0.1:1884 'hello/#'",
+        "ganglion pub --url ganglion://127.0.0.1:1884 hello/world",
     ):
         assert words in screen
 
 
-def test_a_node_without_mqtt_gives_no_commands_to_try(tmp_path: Path) -> None:
-    """The commands speak MQTT over TCP: without a listener for it there is nothing to show."""
+def test_a_node_without_a_native_listener_gives_no_commands_to_try(tmp_path: Path) -> None:
+    """The commands speak the native protocol: without a listener for it nothing is shown."""
     screen = banner(configuration(tmp_path), [("web", Address("127.0.0.1", 8080))], 0)
     assert "  web     127.0.0.1:8080\n" in screen
     assert "ganglion sub" not in screen
@@ -63,7 +63,7 @@ def test_a_node_without_mqtt_gives_no_commands_to_try(tmp_path: Path) -> None:
 
 def test_what_to_try_is_short_on_the_default_port(tmp_path: Path) -> None:
     """Where the default reaches the node, the commands to try carry no URL."""
-    screen = banner(configuration(tmp_path), [("mqtt", Address("127.0.0.1", 1883))], 0)
+    screen = banner(configuration(tmp_path), [("native", Address("127.0.0.1", 7883))], 0)
     assert "  ganglion sub 'hello/#'" in screen
 
 

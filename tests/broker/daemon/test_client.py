@@ -19,7 +19,6 @@ from ganglion.broker.daemon.client import (
 )
 from ganglion.broker.daemon.config import Configuration, Flag, load
 from ganglion.broker.daemon.health import HealthError, check_health
-from ganglion.broker.daemon.messages import publish_all
 from ganglion.protocols.mqtt.codec import encode, read_header
 from ganglion.protocols.mqtt.packets import (
     V5,
@@ -46,6 +45,14 @@ def take(client: MqttClient, count: int) -> list[Publish]:
         if len(messages) == count:
             return messages
     raise AssertionError(f"only {len(messages)} of {count} messages came")
+
+
+def publish_all(client: MqttClient, topic: str, payloads: list[bytes], qos: int) -> None:
+    """Publish every payload, and wait until the broker has them all."""
+    for payload in payloads:
+        client.publish(Publish(topic, payload, qos=qos))
+    client.settle()
+    client.ping()
 
 
 @contextmanager
@@ -101,7 +108,7 @@ def test_what_is_published_arrives_in_order(
     payloads = [b"%d" % number for number in range(200)]
     with MqttClient(target, version=version) as receiver, MqttClient(target) as sender:
         receiver.subscribe(["a/#"], qos)
-        publish_all(sender, "a/b", payloads, qos=qos, retain=False, properties=None)
+        publish_all(sender, "a/b", payloads, qos)
         messages = take(receiver, len(payloads))
         receiver.settle()
     assert [message.payload for message in messages] == payloads
@@ -145,7 +152,7 @@ def test_the_keep_alive_is_kept_while_waiting() -> None:
 def publish_once(url: str) -> None:
     """Publish one message by a connection of its own."""
     with MqttClient(Target.parse(url)) as client:
-        publish_all(client, "t", [b"late"], qos=0, retain=False, properties=None)
+        publish_all(client, "t", [b"late"], 0)
 
 
 def test_a_refused_connection_tells_the_reason() -> None:

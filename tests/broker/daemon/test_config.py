@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.queue_definition import QueueDefinition
 from ganglion.broker.core.stream_definition import StreamDefinition
-from ganglion.broker.daemon.cli import EXIT_CONFIGURATION
 from ganglion.broker.daemon.config import (
     Configuration,
     ConfigurationError,
@@ -21,6 +20,7 @@ from ganglion.broker.daemon.config import (
 )
 from ganglion.broker.daemon.settings import KEYS, TABLES, variable_of
 from ganglion.broker.net.addresses import Address
+from ganglion.clients.command_line.failures import EXIT_CONFIGURATION
 from ganglion.protocols.mqtt.server import MqttSettings
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -231,7 +231,8 @@ def test_variables_of_kubernetes_services_are_not_settings(tmp_path: Path) -> No
 
 def test_variables_of_the_client_are_not_settings(tmp_path: Path) -> None:
     """What ganglion pub reads from the environment does not disturb ganglion serve."""
-    own = {"GANGLION_URL": "mqtt://h", "GANGLION_USER": "ada", "GANGLION_PASSWORD": "x"}
+    names = ("URL", "CONTEXT", "USER", "PASSWORD", "TOKEN")
+    own = {f"GANGLION_{name}": "x" for name in names}
     assert read(tmp_path, None, own).limits == Limits()
 
 

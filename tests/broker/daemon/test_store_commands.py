@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ganglion.broker.daemon.cli import Failure, cli
+from ganglion.broker.daemon.cli import cli
 from ganglion.broker.daemon.store_commands import rescue_store, verify_store
 from ganglion.broker.store import Kind
+from ganglion.clients.command_line.failures import Failure
 from tests.broker.store.stores import Core, commit, contents, open_rocks
 
 

@@ -1,0 +1,352 @@
+"""``ganglion queue``: make queues and look at them, send to them, consume from them."""
+
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from ganglion.clients.command_line.connecting import connect, connection_options, json_option
+from ganglion.clients.command_line.definitions import (
+    definition_of,
+    definition_options,
+    echo_described,
+    pages_of,
+)
+from ganglion.clients.command_line.failures import EXIT_NO, failures
+from ganglion.clients.command_line.messaging import (
+    format_options,
+    publish_options,
+    publish_payloads,
+    too_few,
+)
+from ganglion.clients.command_line.rendering import (
+    Output,
+    Received,
+    echo_columns,
+    echo_json,
+    parse_template,
+)
+
+__all__ = ["queue"]
+
+_PREFETCH = 100  # jobs held at a time: one at a time would wait for the network after each
+
+
+@click.group()
+def queue() -> None:
+    """Make queues, look at them, send to them and consume from them."""
+
+
+@queue.command("declare")
+@click.argument("name")
+@definition_options
+@json_option
+@connection_options
+def queue_declare(
+    name: str,
+    bindings: tuple[str, ...],
+    settings: tuple[str, ...],
+    as_json: bool,
+    **connection: Any,
+) -> None:
+    """Make queue NAME, or change the options that are given."""
+    from ganglion.protocols.native.operations import Operation
+
+    wanted = definition_of(bindings, settings)
+    with failures(), connect(**connection) as client:
+        result = client.call(Operation.QUEUE_DECLARE, name, wanted or None)
+        echo_described(result["definition"], as_json=as_json)
+
+
+@queue.command("describe")
+@click.argument("name")
+@json_option
+@connection_options
+def queue_describe(name: str, as_json: bool, **connection: Any) -> None:
+    """Print what queue NAME is and how it is doing."""
+    from ganglion.protocols.native.operations import Operation
+
+    with failures(), connect(**connection) as client:
+        echo_described(client.call(Operation.QUEUE_DESCRIBE, name), as_json=as_json)
+
+
+@queue.command("list")
+@json_option
+@connection_options
+def queue_list(as_json: bool, **connection: Any) -> None:
+    """Print the queues that you may use."""
+    from ganglion.protocols.native.operations import Operation
+
+    with failures(), connect(**connection) as client:
+        rows: list[tuple[str, ...]] = [("NAME", "MESSAGES", "CONSUMERS", "")]
+        for each in pages_of(client, Operation.QUEUE_LIST, "queues"):
+            if as_json:
+                echo_json(each)
+            state = "paused" if each["paused"] else ""
+            rows.append((each["name"], str(each["messages"]), str(each["consumers"]), state))
+        if not as_json:
+            echo_columns(rows)
+
+
+@queue.command("delete")
+@click.argument("name")
+@connection_options
+def queue_delete(name: str, **connection: Any) -> None:
+    """Delete queue NAME with all that is in it."""
+    from ganglion.protocols.native.operations import Operation
+
+    with failures(), connect(**connection) as client:
+        client.call(Operation.QUEUE_DELETE, name)
+        click.echo(f"deleted {name}")
+
+
+@queue.command("purge")
+@click.argument("name")
+@json_option
+@connection_options
+def queue_purge(name: str, as_json: bool, **connection: Any) -> None:
+    """Forget all messages of queue NAME that no consumer has."""
+    from ganglion.protocols.native.operations import Operation
+
+    with failures(), connect(**connection) as client:
+        result = client.call(Operation.QUEUE_PURGE, name)
+        if as_json:
+            echo_json(result)
+        else:
+            click.echo(f"purged {result['purged']} messages")
+
+
+@queue.command("pause")
+@click.argument("name")
+@connection_options
+def queue_pause(name: str, **connection: Any) -> None:
+    """Give out nothing of queue NAME until it is resumed; it goes on taking messages."""
+    from ganglion.protocols.native.operations import Operation
+
+    with failures(), connect(**connection) as client:
+        client.call(Operation.QUEUE_PAUSE, name)
+        click.echo(f"paused {name}")
+
+
+@queue.command("resume")
+@click.argument("name")
+@connection_options
+def queue_resume(name: str, **connection: Any) -> None:
+    """Give out messages of queue NAME again."""
+    from ganglion.protocols.native.operations import Operation
+
+    with failures(), connect(**connection) as client:
+        client.call(Operation.QUEUE_RESUME, name)
+        click.echo(f"resumed {name}")
+
+
+@queue.command("browse")
+@click.argument("name")
+@click.option("-n", "--count", type=click.IntRange(1, 1000), default=10, show_default=True)
+@click.option("--after", type=click.IntRange(0), help="Go on behind this number.")
+@click.option("--priority", type=click.IntRange(0), help="Look at this level.")
+@format_options
+@connection_options
+def queue_browse(
+    name: str,
+    count: int,
+    after: int | None,
+    priority: int | None,
+    template: str,
+    as_json: bool,
+    **connection: Any,
+) -> None:
+    """Print messages that wait in queue NAME, without taking them."""
+    from ganglion.protocols.native.operations import Operation
+
+    parts = parse_template(template)
+    with failures():
+        output = Output(parts, as_json=as_json)
+        with connect(**connection) as client:
+            wanted = {"count": count, "after": after, "priority": priority}
+            page = client.call(
+                Operation.QUEUE_BROWSE,
+                name,
+                {key: each for key, each in wanted.items() if each is not None},
+            )
+            for number, at, attempts, topic, payload, *rest in page["messages"]:
+                about = {"number": number, "time": at, "attempts": attempts}
+                properties: dict[str, Any] = (rest[0] if rest else None) or {}
+                output.write(Received(topic, payload, properties, about))
+            output.flush()
+            if page["more"] and sys.stderr.isatty():
+                click.echo("there are more: --count, --after", err=True)
+
+
+@queue.command("redrive")
+@click.argument("name")
+@click.option("-n", "--count", type=click.IntRange(1), default=1000, show_default=True)
+@json_option
+@connection_options
+def queue_redrive(name: str, count: int, as_json: bool, **connection: Any) -> None:
+    """Send dead letters in queue NAME back to the queues that they came from."""
+    from ganglion.protocols.native.operations import Operation
+
+    with failures(), connect(**connection) as client:
+        result = client.call(Operation.QUEUE_REDRIVE, name, count)
+        if as_json:
+            echo_json(result)
+        else:
+            click.echo(f"redrove {result['redriven']} messages")
+
+
+@queue.command("send")
+@click.argument("name")
+@publish_options
+@json_option
+@connection_options
+def queue_send(name: str, as_json: bool, **rest: Any) -> None:
+    """Send PAYLOAD to queue NAME; it is on disk when the command ends well."""
+    publish_payloads(f"$queue/{name}", as_json=as_json, **rest)
+
+
+@queue.command("consume")
+@click.argument("name")
+@click.option("-n", "--count", type=click.IntRange(1), help="End after so many messages.")
+@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="End after so long.")
+@click.option(
+    "--ack/--no-ack",
+    default=True,
+    show_default=True,
+    help="Whether they are done once they are printed; otherwise they go back at the end.",
+)
+@click.option("--exec", "command", metavar="COMMAND", help="Run it for each message.")
+@click.option(
+    "--nack-delay",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="How long a failed message rests; left out: the queue's backoff.",
+)
+@format_options
+@connection_options
+def queue_consume(
+    name: str,
+    count: int | None,
+    timeout: float | None,
+    ack: bool,
+    command: str | None,
+    nack_delay: float | None,
+    template: str,
+    as_json: bool,
+    **connection: Any,
+) -> None:
+    """Consume messages from queue NAME and print them.
+
+    With --exec COMMAND is run by the shell for each, with the payload as its input: exit code 0
+    says that the message is done, any other one gives it back. The lease is extended meanwhile.
+    """
+    from ganglion.clients.errors import ClientError
+    from ganglion.protocols.native.operations import Operation
+
+    if command is not None and not ack:
+        raise click.UsageError("--exec decides by itself: it cannot be used with --no-ack")
+    parts = parse_template(template)
+    seen = failed = 0
+    with failures():
+        output = Output(parts, as_json=as_json)
+        with connect(**connection) as client:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            worker = _Worker(client, name, command, nack_delay)
+            credit = 1 if command is not None else _PREFETCH
+            if not ack:
+                credit = count or 1_000_000
+            held = credit if count is None else min(credit, count)
+            opened = client.start(Operation.CONSUME, name, {"credit": held})
+            for answer in client.answers():
+                if answer.error is not None:
+                    raise answer.error
+            worker.open(opened)
+            for frame in client.frames(deadline):
+                if frame[0] != Operation.JOBS:
+                    continue
+                if count is not None and ack:  # no more than are wanted, so that none go back
+                    left = count - seen - len(frame[2])
+                    client.notify(Operation.CREDIT, opened, min(credit, left))
+                done: list[int] = []
+                for lease, topic, payload, *rest in frame[2]:
+                    properties: dict[str, Any] = (rest[0] if rest else None) or {}
+                    about = {"lease": lease, "attempts": rest[1] if len(rest) > 1 else 0}
+                    message = Received(topic, payload, properties, about)
+                    seen += 1
+                    if command is None or as_json:
+                        output.write(message)
+                    if command is None:
+                        done.append(lease)
+                        continue
+                    output.flush()
+                    if not worker.run(message, lease):
+                        failed += 1
+                output.flush()
+                if ack and done:
+                    client.start(Operation.ACK, opened, done)
+                for answer in client.answers(_PREFETCH):
+                    worker.settled(answer.result)
+                if seen == count:
+                    break
+            for answer in client.answers():
+                worker.settled(answer.result)
+            with suppress(ClientError):  # its end gives back what is not settled, in any case
+                client.call(Operation.CLOSE, opened)
+    too_few(seen, count, timeout)
+    if failed:
+        raise click.exceptions.Exit(EXIT_NO)
+
+
+class _Worker:
+    """Runs a command for jobs of one consumer and settles them by its exit code."""
+
+    def __init__(
+        self, client: Any, name: str, command: str | None, nack_delay_s: float | None
+    ) -> None:
+        self._client = client
+        self._name = name
+        self._command = command
+        self._nack_delay_s = nack_delay_s
+        self._consumer = 0
+        self._lease_s = 0.0
+        self._extended_s = 0.0
+
+    def open(self, consumer: int) -> None:
+        """The consumer is there."""
+        from ganglion.protocols.native.operations import Operation
+
+        self._consumer = consumer
+        if self._command is not None:
+            described = self._client.call(Operation.QUEUE_DESCRIBE, self._name)
+            self._lease_s = described["definition"]["lease_s"]
+
+    def settled(self, result: dict[str, int]) -> None:
+        """The node has dealt with an acknowledgement."""
+        if gone := result["gone"]:
+            click.echo(
+                f"ganglion: the lease of {gone} messages had run out: others get them", err=True
+            )
+
+    def run(self, message: Received, lease: int) -> bool:
+        """Whether the command did it."""
+        from ganglion.clients.command_line.execution import run_command
+        from ganglion.protocols.native.operations import Operation
+
+        assert self._command is not None
+        self._extended_s = time.monotonic()
+
+        def attend(now: float) -> None:
+            self._client.attend(now)
+            if now - self._extended_s >= self._lease_s / 3:
+                self._extended_s = now
+                self._client.notify(Operation.EXTEND, 0, self._consumer, lease, self._lease_s)
+
+        code, _ = run_command(self._command, message, attend, capture=False)
+        if code:
+            click.echo(f"ganglion: the command ended with {code}: given back", err=True)
+            self._client.start(Operation.NACK, self._consumer, lease, self._nack_delay_s)
+        else:
+            self._client.start(Operation.ACK, self._consumer, lease)
+        return not code

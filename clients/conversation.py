@@ -1,0 +1,131 @@
+"""The client's side of a native connection, sans-I/O: requests get ids, answers find them.
+
+`Conversation` gives the bytes to send and takes the bytes that came. What comes is either an
+`Answer`, which names the request that it settles, or another frame (messages, jobs, records,
+calls, …) as it is. `docs/protocol.md` says what they mean.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ganglion.clients.errors import ConnectionLost, Refused
+from ganglion.protocols.native.frames import Frame, FrameError, FrameLimits, FrameReader, pack
+from ganglion.protocols.native.operations import FATAL, PROTOCOL_VERSION, Operation
+
+__all__ = ["FRAME_LIMITS", "Answer", "Conversation"]
+
+FRAME_LIMITS: Final = FrameLimits(128 * 1024 * 1024, array_max=65_536, map_max=65_536)
+"""Of what a node sends. It packs several messages of 16 MiB into one frame at times, and its
+arrays and maps have more members than those of clients; a node is not a stranger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the node said to a request."""
+
+    id: int
+    operation: int
+    """`Operation.OK`, `Operation.REPLY`, or `Operation.CONFIRMED`."""
+    values: tuple[Any, ...]
+    """The elements behind the id; of `CONFIRMED` the counts of subscribers, queues and streams."""
+    error: Refused | None = None
+    """Why it was refused, instead of all that."""
+
+    @property
+    def result(self) -> Any:
+        """The value of an `ok`, None without one. Raises `Refused` when it was refused."""
+        if self.error is not None:
+            raise self.error
+        return self.values[0] if self.values else None
+
+
+class Conversation:
+    """One connection: which requests are open, and what the node says to them."""
+
+    def __init__(self) -> None:
+        self._reader = FrameReader(FRAME_LIMITS)
+        self._ids = itertools.count(1)
+        self._publishes: dict[int, None] = {}  # in the order in which they are answered
+        self._singles: set[int] = set()  # requests that `reply` answers for good
+        self.is_greeted = False
+        """Whether the node has said something of the native protocol."""
+        self.pongs: list[bytes] = []
+        """What is to be sent soon: answers to pings."""
+
+    def hello(self, options: dict[str, Any]) -> tuple[int, bytes]:
+        """The first frame and its id."""
+        return self.request(Operation.HELLO, PROTOCOL_VERSION, options)
+
+    def request(self, operation: Operation, *elements: object) -> tuple[int, bytes]:
+        """A frame that is answered, and the id that its answer will have."""
+        number = next(self._ids)
+        if operation == Operation.PUBLISH:
+            self._publishes[number] = None
+        elif operation == Operation.REQUEST:
+            self._singles.add(number)
+        return number, pack((int(operation), number, *_trimmed(elements)))
+
+    def notice(self, operation: Operation, *elements: object) -> bytes:
+        """A frame that is not answered."""
+        return pack((int(operation), *_trimmed(elements)))
+
+    def receive(self, data: bytes) -> Iterator[Answer | Frame]:
+        """These bytes came; what they say.
+
+        Raises `Refused` for an error that ends the connection and is no answer to a request, and
+        `ConnectionLost` for bytes that are not the native protocol.
+        """
+        try:
+            self._reader.feed(data)
+            while (frame := self._reader.next()) is not None:
+                yield from self._on_frame(frame)
+        except (FrameError, IndexError, TypeError, ValueError) as error:
+            if not self.is_greeted:
+                raise ConnectionLost(
+                    "this is no native listener of a node: its answer is of another protocol"
+                ) from None
+            raise ConnectionLost(f"the node sent what cannot be read: {error}") from None
+
+    def _on_frame(self, frame: Frame) -> Iterator[Answer | Frame]:
+        operation = frame[0]
+        match operation:
+            case Operation.OK:
+                self.is_greeted = True
+                self._singles.discard(frame[1])
+                yield Answer(frame[1], operation, frame[2:])
+            case Operation.REPLY if frame[1] in self._singles:
+                self._singles.discard(frame[1])
+                yield Answer(frame[1], operation, frame[2:])
+            case Operation.CONFIRMED:
+                for number in [n for n in self._up_to(frame[2]) if n >= frame[1]]:
+                    del self._publishes[number]
+                    yield Answer(number, operation, frame[3:])
+            case Operation.ERROR:
+                yield self._on_error(frame)
+            case Operation.PING:
+                self.pongs.append(self.notice(Operation.PONG))
+            case _:
+                yield frame
+
+    def _up_to(self, last: int) -> list[int]:
+        return list(itertools.takewhile(lambda number: number <= last, self._publishes))
+
+    def _on_error(self, frame: Frame) -> Answer:
+        number, code, text = frame[1], frame[2], frame[3]
+        refused = Refused(code, text, frame[4] if len(frame) > 4 else None)
+        self.is_greeted = True
+        if number == 0 and code in FATAL:
+            raise refused
+        self._publishes.pop(number, None)
+        self._singles.discard(number)
+        return Answer(number, int(Operation.ERROR), (), refused)
+
+
+def _trimmed(elements: tuple[object, ...]) -> tuple[object, ...]:
+    """Elements without those at the end that are nil: left out they mean the same."""
+    end = len(elements)
+    while end and elements[end - 1] is None:
+        end -= 1
+    return elements[:end]

@@ -1,0 +1,113 @@
+"""Client commands as processes against a daemon: signals, pipes, TLS, transports, passwords."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trustme
+
+from ganglion.clients.command_line.failures import EXIT_INTERRUPTED, EXIT_PIPE
+from tests.support import Daemon, start_daemon, until
+
+pytestmark = pytest.mark.slow
+
+COMMAND = [sys.executable, "-m", "ganglion"]
+
+
+def url_of(daemon: Daemon) -> str:
+    """Where the daemon speaks the native protocol."""
+    return f"ganglion://127.0.0.1:{daemon.ports['native']}"
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_interrupting_a_subscriber_is_quiet() -> None:
+    """Ctrl-C ends ganglion sub with 130, without a traceback, and the node gets a goodbye."""
+    with start_daemon("--native", "127.0.0.1:0") as daemon:
+        url = url_of(daemon)
+        run("pub", "--url", url, "-r", "t", "there")
+        command = [*COMMAND, "sub", "--url", url, "t"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"there\n"
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=20)
+    assert process.returncode == EXIT_INTERRUPTED
+    assert errors.strip() == b""
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
+    """A broken pipe gives 141 and no word on standard error, as with other filters."""
+    with start_daemon("--native", "127.0.0.1:0") as daemon:
+        url = url_of(daemon)
+        run("stream", "declare", "s", "--url", url)
+        feed = subprocess.Popen(
+            [*COMMAND, "stream", "append", "s", "--url", url, "--stdin", "--lines"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        feed.communicate(b"x" * 100 + b"\n" + b"y\n" * 1000, timeout=20)
+        command = [*COMMAND, "stream", "follow", "s", "--url", url, "--after", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.stdout.close()
+            until(
+                lambda: (
+                    run("stream", "append", "s", "--url", url, "more").returncode == 0
+                    and process.poll() is not None
+                ),
+                what="the follower ends",
+            )
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+    assert process.returncode == EXIT_PIPE
+
+
+@pytest.mark.parametrize(("listener", "scheme"), [("natives", "ganglions"), ("webs", "wss")])
+def test_certificates_are_checked(tmp_path: Path, listener: str, scheme: str) -> None:
+    """The commands trust --ca alone, refuse an unknown node, and can be told not to care."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
+        tmp_path / "server.pem"
+    )
+    with start_daemon(
+        f"--{listener}", "127.0.0.1:0", "--tls-cert", str(tmp_path / "server.pem")
+    ) as daemon:
+        url = f"{scheme}://127.0.0.1:{daemon.ports[listener]}"
+        command = ["pub", "--url", url, "t", "x"]
+        assert run(*command, "--ca", str(tmp_path / "ca.pem")).returncode == 0
+        assert run(*command, "--insecure").returncode == 0
+        unknown = run(*command)
+        assert unknown.returncode == 69
+        assert b"cannot connect" in unknown.stderr
+        assert b"Traceback" not in unknown.stderr
+        missing = run(*command, "--ca", "missing")
+        assert missing.returncode == 1
+        assert b"cannot use missing" in missing.stderr
+
+
+def test_help_and_version_import_no_broker() -> None:
+    """What only shows help pays neither for the broker nor for a protocol."""
+    code = (
+        "import sys; from ganglion.broker.daemon.cli import cli; "
+        "cli(['queue', 'consume', '--help'], standalone_mode=False); "
+        "print([n for n in sys.modules if n.startswith(('ganglion.broker.core', 'trio', "
+        "'msgpack', 'wsproto', 'ganglion.protocols'))], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stderr.strip() == b"[]"
