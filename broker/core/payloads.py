@@ -29,9 +29,11 @@ class Payloads:
         self._commits = commits
         self._offset_s = wall_clock_offset_s
         self._next_number = 1
-        for key, _ in store.scan(Kind.PAYLOAD, backwards=True):
-            self._next_number = _NUMBER.unpack(key)[0] + 1
-            break
+        # Both, since backlogs may still refer to a message whose record is damaged.
+        for kind in (Kind.PAYLOAD, Kind.PAYLOAD_USES):
+            for key, _ in store.scan(kind, backwards=True):
+                self._next_number = max(self._next_number, _NUMBER.unpack(key)[0] + 1)
+                break
         # Whoever loads one that another backlog has in memory has to see the same count.
         self._loaded: WeakValueDictionary[int, Message] = WeakValueDictionary()
         self._changed: list[Message] = []

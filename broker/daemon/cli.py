@@ -461,9 +461,9 @@ def token(name: str, valid: str, config: Path | None, **options: Any) -> None:
 
 @cli.group()
 def store() -> None:
-    """Look at, check, copy and compact the store of a node that does not run.
+    """Look at, check, copy and compact the store of a node.
 
-    The store is in the data directory (--data), where a running node has it locked.
+    The store is in the data directory (--data). Compact and rescue need its node to be stopped.
     """
 
 
@@ -521,7 +521,7 @@ def store_backup(target: Path, config: Path | None, **options: Any) -> None:
     from ganglion.broker.daemon.store_commands import backup_store
 
     with _failures():
-        click.echo(backup_store(_data_directory(config, options), target))
+        click.echo(backup_store(_data_directory(config, options), target, _show_progress))
 
 
 @store.command("compact")

@@ -1,18 +1,22 @@
-"""``ganglion store``: look at, check, copy and compact the store of a node that does not run.
+"""``ganglion store``: look at, check, copy and compact the store of a node.
 
 Each function works on a data directory, whose store is in ``store`` below it, and gives back what
-there is to say. A node that runs has its store locked: the error then names its process.
+there is to say. A node that runs has its store locked: what only reads then works on a copy of the
+files as of that moment (`rocks_copy`), and for what changes the store the error names the process.
 """
 
 import sys
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ganglion.broker.store import Damage, Kind
+from ganglion.broker.store import Damage, Kind, Snapshot, StoreError, StoreLocked
 from ganglion.broker.store.rescue import rescue
-from ganglion.broker.store.rocks_reading import Progress
+from ganglion.broker.store.rocks_copy import copied
+from ganglion.broker.store.rocks_reading import Progress, counted
 from ganglion.broker.store.rocksdb import RocksStore
 
 __all__ = ["backup_store", "compact_store", "rescue_store", "store_info", "verify_store"]
@@ -23,10 +27,10 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 def store_info(data: Path) -> dict[str, Any]:
     """What the store holds, by name; the numbers of records are estimates. Raises `StoreError`."""
-    with _opened(data) as store:
+    with _readable(data) as (store, _):
         statistics = store.statistics()
     return {
-        "directory": str(store.directory),
+        "directory": str(data / _STORE),
         "commit_number": statistics.commit_number,
         "epoch": statistics.epoch,
         "size_bytes": statistics.size_bytes,
@@ -43,7 +47,7 @@ def verify_store(data: Path, progress: Progress | None = None) -> tuple[list[str
     `StoreError` when the store cannot be opened at all.
     """
     found: list[Damage] = []
-    with _opened(data, found) as store:
+    with _readable(data, found) as (store, _):
         counts, damages = store.verify(progress)
     found += damages
     lines = [_line(damage) for damage in found]
@@ -52,12 +56,37 @@ def verify_store(data: Path, progress: Progress | None = None) -> tuple[list[str
     return lines, not found
 
 
-def backup_store(data: Path, target: Path) -> str:
-    """Copy the store, so that `target` is a data directory to start from. Raises `StoreError`."""
-    with _opened(data) as store:
-        store.backup(target / _STORE)
+def backup_store(data: Path, target: Path, progress: Progress | None = None) -> str:
+    """Copy the store, so that `target` is a data directory to start from.
+
+    Of a node that runs every record is read, and `progress` told of it as for `verify_store`.
+    Raises `StoreError`; what was made by then is refused when it is opened.
+    """
+    with _readable(data) as (store, is_copy):
+        if is_copy:
+            _load(store, target / _STORE, progress)
+        else:
+            store.backup(target / _STORE)
         number = store.statistics().commit_number
     return f"{target} has all up to commit {number}: start from it with --data {target}"
+
+
+def _load(store: RocksStore, target: Path, progress: Progress | None) -> None:
+    if (target / "records").exists():
+        raise StoreError(f"there is a store in {target} already")
+    backup = RocksStore(target, in_core=lambda call: call(), fatal=_say, reserve_bytes=0)
+    try:
+        with store.snapshot() as snapshot:
+            backup.load(snapshot.number, snapshot.epoch, _records(snapshot, progress))
+    finally:
+        backup.close()
+
+
+def _records(snapshot: Snapshot, progress: Progress | None) -> Iterator[tuple[Kind, bytes, bytes]]:
+    for kind, records in groupby(snapshot.records, key=itemgetter(0)):
+        pairs = ((key, value) for _, key, value in records)
+        for key, value in counted(pairs, kind.name.lower(), progress):
+            yield kind, key, value
 
 
 def compact_store(data: Path) -> str:
@@ -83,6 +112,20 @@ def rescue_store(
     lines = [_line(damage) for damage in damages]
     lines += (f"{name}: {count} records saved" for name, count in _by_name(counts).items())
     return lines, not damages
+
+
+@contextmanager
+def _readable(
+    data: Path, found: list[Damage] | None = None
+) -> Generator[tuple[RocksStore, bool], None, None]:
+    """The store itself, or a copy when another process has it; and which of the two it is."""
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(_opened(data, found)), False
+        except StoreLocked:
+            report = None if found is None else found.append
+            opened = stack.enter_context(copied(data / _STORE, report)), True
+        yield opened
 
 
 @contextmanager

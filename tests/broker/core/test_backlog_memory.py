@@ -118,6 +118,17 @@ def test_a_message_for_a_thousand_sessions_is_stored_once() -> None:
     assert sum(len(value) for _, value in disk.scan(Kind.BACKLOG)) < 1000 * 64
 
 
+def test_the_number_of_a_damaged_message_is_not_used_again() -> None:
+    """Sessions may still refer to it, and would get another message in its place."""
+    disk = Disk()
+    link = Link(store=disk)
+    away(link, 2)
+    link.connect("publisher").complete("news", b"first", 1)
+    disk.lose(Kind.PAYLOAD)
+    Link(store=disk).connect("publisher").complete("news", b"second", 1)
+    assert len({key for key, _ in disk.scan(Kind.PAYLOAD_USES)}) == 2
+
+
 def test_a_shared_message_goes_with_the_last_session_that_has_it() -> None:
     """Read after a restart by each of them; then nothing is stored of it any more."""
     disk = Disk()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ganglion.broker.daemon.cli import cli
-from ganglion.broker.daemon.store_commands import rescue_store, verify_store
-from ganglion.broker.store import Kind
+from ganglion.broker.daemon.store_commands import (
+    backup_store,
+    rescue_store,
+    store_info,
+    verify_store,
+)
+from ganglion.broker.store import Kind, StoreError
 from ganglion.clients.command_line.failures import Failure
 from tests.broker.store.stores import Core, commit, contents, open_rocks
 
@@ -121,15 +127,108 @@ def test_compact(data: Path, core: Core) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("command", [["info"], ["verify"], ["compact"], ["backup"], ["rescue"]])
-def test_a_store_in_use_or_none(data: Path, tmp_path: Path, core: Core, command: list[str]) -> None:
-    """While a node runs, its process is named; where there is no store, none is made."""
-    target = [str(tmp_path / "target")] if command[0] in ("backup", "rescue") else []
+@pytest.mark.parametrize("command", [["compact"], ["rescue"]])
+def test_a_store_in_use(data: Path, tmp_path: Path, core: Core, command: list[str]) -> None:
+    """While a node runs nothing is changed: its process is named."""
+    target = [str(tmp_path / "target")] if command[0] == "rescue" else []
     store = open_rocks(data / "store", core)
     code, message = failure("store", *command, *target, "--data", data)
     assert code == 69
     assert f"process {os.getpid()}" in message
+    assert not (tmp_path / "target").exists()
     store.close()
+
+
+@pytest.mark.slow
+def test_commands_while_commits_go_on(data: Path, tmp_path: Path, core: Core) -> None:
+    """What is read of a store in use is one commit, and none from before the command."""
+    store = open_rocks(data / "store", core)
+    stopping = threading.Event()
+    numbers = [store.commit_number]
+
+    def work() -> None:
+        while not stopping.is_set():
+            numbers.append(numbers[-1] + 1)
+            batch = store.batch()
+            for kind in (Kind.SESSION, Kind.WILL):
+                batch.put(kind, b"last", b"%d" % numbers[-1])
+                batch.put(kind, b"%d" % numbers[-1], bytes(1000))
+            store.commit(batch, lambda: None)
+            core.wait(lambda: store.commit_number == numbers[-1])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for round_number in range(3):
+            before = store.commit_number
+            assert verify_store(data)[1]
+            assert store_info(data)["commit_number"] >= before
+            told: dict[str, int] = {}
+            target = tmp_path / f"backup{round_number}"
+            before = store.commit_number
+            backup_store(data, target, told.__setitem__)
+            assert told["session"] > 0
+            backup = open_rocks(target / "store", core)
+            number = backup.commit_number
+            assert before <= number
+            assert backup.get(Kind.RETAINED, b"topic") == b"value"
+            for kind in (Kind.SESSION, Kind.WILL):
+                keys = {key for key, _ in backup.scan(kind)}
+                assert keys == {b"last", *(b"%d" % each for each in range(3, number + 1))} or (
+                    number == 2 and not keys
+                )
+                assert backup.get(kind, b"last") == (b"%d" % number if number > 2 else None)
+            backup.close()
+    finally:
+        stopping.set()
+        thread.join()
+    assert not core.fatal
+    assert not core.damages
+    assert not (data / "store/copy/store").exists()
+    assert len(list(store.scan(Kind.WILL))) == store.commit_number - 2 + 1
+    store.close()
+
+
+def test_an_unfinished_backup_is_refused(data: Path, tmp_path: Path, core: Core) -> None:
+    """A backup of a node that is interrupted does not pass for a store."""
+    store = open_rocks(data / "store", core)
+
+    def interrupt(what: str, count: int) -> None:
+        raise KeyboardInterrupt(what, count)
+
+    with pytest.raises(KeyboardInterrupt):
+        backup_store(data, tmp_path / "backup", interrupt)
+    with pytest.raises(StoreError, match="was being loaded"):
+        open_rocks(tmp_path / "backup" / "store", core)
+    with pytest.raises(StoreError, match="already"):
+        backup_store(data, tmp_path / "backup")
+    assert not (data / "store/copy/store").exists()
+    store.close()
+
+
+def test_a_backup_with_damage_is_refused(data: Path, tmp_path: Path, core: Core) -> None:
+    """Of a node whose store has a damaged record no backup is made; the error says what to do."""
+    path = max(
+        (data / "store/records").glob("*.sst"), key=lambda each: each.read_bytes().count(b"message")
+    )
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(b"message")] ^= 1
+    path.write_bytes(damaged)
+    store = open_rocks(data / "store", core)
+    assert not verify_store(data)[1]
+    code, message = failure("store", "backup", tmp_path / "backup", "--data", data)
+    assert code != 0
+    assert f"the store in {data / 'store'} is damaged" in message
+    assert "rescue" in message
+    with pytest.raises(StoreError, match="was being loaded"):
+        open_rocks(tmp_path / "backup" / "store", core)
+    store.close()
+
+
+@pytest.mark.parametrize("command", [["info"], ["verify"], ["compact"], ["backup"], ["rescue"]])
+def test_no_store(tmp_path: Path, command: list[str]) -> None:
+    """Where there is no store, none is made."""
+    target = [str(tmp_path / "target")] if command[0] in ("backup", "rescue") else []
     code, message = failure("store", *command, *target, "--data", tmp_path / "none")
     assert (code, "no store" in message) == (1, True)
     assert not (tmp_path / "none").exists()
