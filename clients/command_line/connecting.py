@@ -103,9 +103,12 @@ def connect(
     hello: dict[str, Any] = {}
     if client_id:
         hello["client"] = client_id
-    known = user or address.user or context.user or os.environ.get("GANGLION_USER")
-    token = secret_of(token_file) or context.token or os.environ.get("GANGLION_TOKEN")
-    if token is not None and not user:
+    known = user or address.user or context.user
+    token = secret_of(token_file) or (None if user else context.token)
+    if token is None and known is None:
+        token = os.environ.get("GANGLION_TOKEN")
+        known = os.environ.get("GANGLION_USER")
+    if token is not None:
         hello["token"] = token
     elif known is not None:
         hello["user"] = known

@@ -13,7 +13,7 @@ from ganglion.clients.command_line.rendering import Received
 
 __all__ = ["run_command"]
 
-_PATIENCE_S = 1.0  # between two looks at the connection
+_PATIENCE_S = 0.25  # between two looks at the connection: a lease may be as short as a second
 _SHELL = "/bin/sh"
 
 

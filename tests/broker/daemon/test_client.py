@@ -329,6 +329,20 @@ def test_nobody_is_not_health() -> None:
         check_health("unix:/nonexistent", no_configuration, 5)
 
 
+def test_a_node_is_asked_over_the_native_protocol() -> None:
+    """By its URL, or where it has no other listener; to want a password is health there, too."""
+    with broker_thread() as running:
+        url = running.native_url
+        assert check_health(url, no_configuration, 5) == f"{url} answers"
+        flags = [Flag("listeners.native", (f"127.0.0.1:{running.native_port}",), "--native")]
+        answer = check_health(None, lambda: load(environment={"HOME": "/"}, flags=flags), 5)
+        assert answer == f"{url} answers"
+    with broker_thread(users={"ada": "secret"}) as running:
+        assert "wants a password" in check_health(running.native_url, no_configuration, 5)
+    with pytest.raises(HealthError, match="cannot connect"):
+        check_health(running.native_url, no_configuration, 5)
+
+
 def test_a_node_with_a_web_listener_alone_is_asked_there() -> None:
     """The health check then reads `/readyz`, and says when nobody answers."""
     with broker_thread(web=True) as running:

@@ -1,5 +1,6 @@
 """Client commands as processes against a daemon: signals, pipes, TLS, transports, passwords."""
 
+import json
 import os
 import signal
 import subprocess
@@ -77,6 +78,35 @@ def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
     assert process.returncode == EXIT_PIPE
 
 
+def test_a_lease_is_extended_while_a_command_runs() -> None:
+    """A command may take longer than the lease: nobody else gets the message meanwhile."""
+    with start_daemon("--native", "127.0.0.1:0") as daemon:
+        url = url_of(daemon)
+        run("queue", "declare", "q", "-o", "lease_s=1", "--url", url)
+        run("queue", "send", "q", "x", "--url", url)
+        done = run("queue", "consume", "q", "-n", "1", "--exec", "sleep 2.5", "--url", url)
+        assert (done.returncode, done.stderr) == (0, b"")
+        described = json.loads(run("queue", "describe", "q", "--json", "--url", url).stdout)
+    statistics = described["statistics"]
+    assert (statistics["delivered"], statistics["acknowledged"]) == (1, 1)
+
+
+def test_a_terminal_gets_no_control_characters() -> None:
+    """What others publish cannot do anything to the terminal of a subscriber."""
+    with start_daemon("--native", "127.0.0.1:0") as daemon:
+        url = url_of(daemon)
+        run("pub", "--url", url, "-r", "t", "\x1b[31mred")
+        reading, writing = os.openpty()
+        command = [*COMMAND, "sub", "--url", url, "t", "-n", "1"]
+        assert subprocess.run(command, stdout=writing, timeout=30, check=False).returncode == 0
+        shown = os.read(reading, 4096)
+        os.close(reading)
+        os.close(writing)
+        assert shown == b"\\x1b[31mred\r\n"
+        piped = subprocess.run(command, stdout=subprocess.PIPE, timeout=30, check=False)
+        assert piped.stdout == b"\x1b[31mred\n"
+
+
 @pytest.mark.parametrize(("listener", "scheme"), [("natives", "ganglions"), ("webs", "wss")])
 def test_certificates_are_checked(tmp_path: Path, listener: str, scheme: str) -> None:
     """The commands trust --ca alone, refuse an unknown node, and can be told not to care."""
@@ -99,6 +129,25 @@ def test_certificates_are_checked(tmp_path: Path, listener: str, scheme: str) ->
         missing = run(*command, "--ca", "missing")
         assert missing.returncode == 1
         assert b"cannot use missing" in missing.stderr
+
+
+def test_a_token_lets_in(tmp_path: Path) -> None:
+    """What ganglion token prints is good in place of a password, by variable, file and context."""
+    data = str(tmp_path / "data")
+    subprocess.run([*COMMAND, "passwd", "add", "ada", "--data", data], input=b"x\n", check=True)
+    token = run("token", "ada", "--data", data).stdout.decode().strip()
+    (tmp_path / "token").write_text(token)
+    config = '[[rules]]\neffect = "allow"\ntopics = "#"\n'
+    with start_daemon("--native", "127.0.0.1:0", "--data", data, config=config) as daemon:
+        command = ["pub", "--url", url_of(daemon), "t", "x"]
+        assert run(*command).returncode == 77
+        assert run(*command, GANGLION_TOKEN=token).returncode == 0
+        assert run(*command, GANGLION_TOKEN=token[:-2]).returncode == 77
+        assert run(*command, "--token-file", str(tmp_path / "token")).returncode == 0
+        home = {"XDG_CONFIG_HOME": str(tmp_path)}
+        add = ["context", "add", "c", "--url", url_of(daemon), "--token-file"]
+        assert run(*add, str(tmp_path / "token"), **home).returncode == 0
+        assert run("pub", "t", "x", **home).returncode == 0
 
 
 def test_help_and_version_import_no_broker() -> None:
