@@ -25,6 +25,9 @@ __all__ = ["BlockingClient"]
 
 _READ_SIZE_BYTES = 262_144
 _ANSWER_TIMEOUT_S = 10.0
+_INBOX_BYTES_MAX = 64 * 1024 * 1024
+"""Messages that came while something else was waited for; jobs and records have a credit."""
+_MESSAGE_BYTES = 512  # what one takes up beside its payload, about
 
 
 class BlockingClient:
@@ -52,6 +55,8 @@ class BlockingClient:
         self._open: set[int] = set()
         self._ready: deque[Answer] = deque()
         self._inbox: deque[Frame] = deque()
+        self._inbox_bytes = 0
+        self._missed = 0
         deadline = time.monotonic() + timeout_s
         self._socket = _open(address, tls, timeout_s)
         self._sent_s = self._heard_s = time.monotonic()
@@ -108,10 +113,18 @@ class BlockingClient:
                 self._advance(time.monotonic() + self._timeout_s)
 
     def frames(self, deadline: float | None = None) -> Iterator[Frame]:
-        """What comes and is no answer, until ``deadline`` (of `time.monotonic`) or for ever."""
+        """What comes and is no answer, until ``deadline`` (of `time.monotonic`) or for ever.
+
+        Messages that had to be dropped while something else was waited for are told of as the node
+        tells of its own: by a ``dropped``, of no subscription.
+        """
         while True:
             while self._inbox:
                 yield self._inbox.popleft()
+            self._inbox_bytes = 0
+            if self._missed:
+                missed, self._missed = self._missed, 0
+                yield (Operation.DROPPED, 0, missed)
             try:
                 self._advance(deadline)
             except TimedOut:
@@ -227,6 +240,13 @@ class BlockingClient:
                 raise ConnectionLost(f"the node ended the connection: {reason}")
             case Operation.ENDED:
                 raise Refused(frame[2], frame[3])  # a command has one channel of a kind
+            case Operation.MESSAGE | Operation.DELIVERY:
+                payload = frame[2 if frame[0] == Operation.MESSAGE else 3]
+                if self._inbox_bytes > _INBOX_BYTES_MAX:
+                    self._missed += 1
+                    return
+                self._inbox_bytes += _MESSAGE_BYTES + len(payload)
+                self._inbox.append(frame)
             case _:
                 self._inbox.append(frame)
 

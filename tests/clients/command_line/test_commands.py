@@ -3,13 +3,18 @@
 import json
 import socket
 import stat
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from ganglion.broker.daemon.cli import cli
+from ganglion.clients.addresses import NodeAddress
+from ganglion.clients.command_line import connection as command_connection
+from ganglion.clients.command_line.connection import BlockingClient
 from ganglion.clients.command_line.streams import parse_time
+from ganglion.protocols.native.operations import Operation
 from ganglion.testing import RunningBroker, broker_thread
 
 
@@ -78,6 +83,27 @@ def test_payloads_come_from_files_and_lines(tmp_path: Path) -> None:
     ]
     expected = ["AP8K", "all\nof it", "one", "two", "", "last", "again", "again", "quiet"]
     assert got == expected
+
+
+def test_what_comes_while_a_command_waits_is_bounded(
+    node: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages beyond the bound are dropped while an answer is waited for, and told of once."""
+    monkeypatch.setattr(command_connection, "_INBOX_BYTES_MAX", 2000)
+    there = NodeAddress.parse(node.native_url)
+    with (
+        BlockingClient(there, options={}) as reader,
+        BlockingClient(there, options={}) as writer,
+    ):
+        reader.call(Operation.SUBSCRIBE, "flood")
+        for _ in range(10):
+            writer.call(Operation.PUBLISH, "flood", b"x" * 100)
+        reader.call(Operation.RETAINED_GET, "nothing")  # what was published came before this answer
+        frames = reader.frames(time.monotonic() + 10)
+        assert [next(frames)[0] for _ in range(4)] == [Operation.MESSAGE] * 4
+        assert next(frames) == (Operation.DROPPED, 0, 6)
+        writer.call(Operation.PUBLISH, "flood", b"again")
+        assert next(frames)[2] == b"again"
 
 
 @pytest.mark.usefixtures("node")
