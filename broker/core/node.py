@@ -49,7 +49,7 @@ from ganglion.broker.core.timers import Timers
 from ganglion.broker.core.topics import REPLY_PREFIX, InvalidTopic, split_shared
 from ganglion.broker.store import Kind, Store
 
-__all__ = ["REPLY_PREFIX", "DiskFull", "LimitReached", "NoRoom", "Node", "NotAllowed"]
+__all__ = ["REPLY_PREFIX", "DiskFull", "LimitReached", "NoRoom", "Node", "NotAllowed", "TooLarge"]
 
 _REPLY_RULE = "reply topics are read only by the client that they were given to"
 
@@ -68,6 +68,10 @@ class LimitReached(GanglionError):
 
 class NoRoom(LimitReached):
     """What has to be kept cannot be taken now; it can be later."""
+
+
+class TooLarge(LimitReached):
+    """A queue or stream will never take what was published: it is larger than its limit."""
 
 
 class DiskFull(NoRoom):
@@ -286,7 +290,7 @@ class Node:
             self.statistics.drop("refused")
             return
         try:
-            self.publish(message, publisher=session)
+            self.publish(message, publisher=session, is_told=False)
         except LimitReached as error:
             self.refusals.refuse("publish will", client, str(error), topic=message.topic)
             self.statistics.drop("refused")
@@ -492,17 +496,24 @@ class Node:
         return self.access.publish_mask(client, topic)
 
     def publish(
-        self, message: Message, route: Route | None = None, publisher: Session | None = None
+        self,
+        message: Message,
+        route: Route | None = None,
+        publisher: Session | None = None,
+        *,
+        is_told: bool = True,
     ) -> int:
         """Route a message that its publisher was allowed to send; to how many targets it goes.
 
         `route` is that of its topic where the caller has it (it must be valid).
         `Message.durable` says afterwards whether to wait for the commit before acknowledging it.
         Raises `LimitReached` when it is to be retained and there is no room, `NoRoom` when a queue
-        or stream does not take it, `DiskFull` when any of it has to be durable and cannot be: then
-        nobody gets it. But what has QoS 0 goes wherever there is room. What has a response topic
-        and goes to nobody raises `NotAllowed` or `LimitReached` if those cannot be asked that
-        serve its topic.
+        or stream does not take it now, `TooLarge` when one never will, `DiskFull` when any of it
+        has to be durable and cannot be: then nobody gets it. But what has QoS 0 goes wherever
+        there is room; and where the publisher cannot be told (`is_told`), what is too large for
+        one of its targets goes to the others, for waiting would be in vain. What has a response
+        topic and goes to nobody raises `NotAllowed` or `LimitReached` if those cannot be asked
+        that serve its topic.
         """
         retain = message.retain
         if route is None:
@@ -517,16 +528,13 @@ class Node:
             route = self.router.route(topic)
             about = message.properties
             if publisher is not None and about is not None and about.response_topic is not None:
-                delivered = self.publish(message, route, publisher)
+                delivered = self.publish(message, route, publisher, is_told=is_told)
                 return delivered + self._ask(publisher, message, delivered)
         targets = route.targets
         if self._store.is_full:
             targets = self._check_disk(message, route)
-        if message.qos:
-            for bound in route.bounded:
-                refusal = bound.refusal(message)
-                if refusal is not None:
-                    raise NoRoom(refusal)
+        if message.qos and route.bounded:
+            self._check_room(message, route, publisher, is_told)
         if retain:
             if not self.retained.has_room_for(message, self.limits):
                 raise LimitReached("retained_messages_max or retained_bytes_max is reached")
@@ -537,6 +545,28 @@ class Node:
         if retain:
             message.forms = None  # the retained message would keep its encodings for good
         return count
+
+    def check_size(self, message: Message, route: Route) -> None:
+        """Raise `TooLarge` if a queue or stream that the message goes to will never take it."""
+        for bound in route.bounded:
+            rejection = bound.refusal(message)
+            if rejection is not None and rejection.is_final:
+                raise TooLarge(rejection.text)
+
+    def _check_room(
+        self, message: Message, route: Route, publisher: Session | None, is_told: bool
+    ) -> None:
+        """Raise `NoRoom` or `TooLarge` where one target does not take the message."""
+        for bound in route.bounded:
+            rejection = bound.refusal(message)
+            if rejection is None:
+                continue
+            if not rejection.is_final:
+                raise NoRoom(rejection.text)
+            if is_told:
+                raise TooLarge(rejection.text)
+            client = None if publisher is None else publisher.client
+            self.refusals.refuse("publish", client, rejection.text, topic=message.topic)
 
     def _ask(self, publisher: Session, message: Message, delivered: int) -> int:
         try:

@@ -38,7 +38,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import count as count_from
 from random import Random
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from ganglion.broker.core.attempts import Attempts, Place
 from ganglion.broker.core.backlog import Backlog, Shelf
@@ -49,11 +49,9 @@ from ganglion.broker.core.message import PLAIN_TERMS, Delivery, Message, Message
 from ganglion.broker.core.queue_consumer import LEASE_MAX_S, Consumer, ConsumerSink
 from ganglion.broker.core.queue_definition import QueueDefinition
 from ganglion.broker.core.queue_statistics import Browsed, QueueStatistics
+from ganglion.broker.core.router import Outlet, Rejection
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.timers import Timer
-
-if TYPE_CHECKING:
-    from ganglion.broker.core.router import Outlet
 
 __all__ = [
     "QUEUE_PREFIX",
@@ -233,7 +231,7 @@ class Queue:
         """What it is."""
         return "queue"
 
-    def outlet(self, _form: int) -> "Outlet | None":
+    def outlet(self, _form: int) -> Outlet | None:
         """It takes nothing as it is."""
         return None
 
@@ -241,11 +239,22 @@ class Queue:
         """What it is given waits on disk."""
         return True
 
-    def refusal(self, message: Message) -> str | None:
+    def refusal(self, message: Message) -> Rejection | None:
         """Why the queue would not take this message; None: it would."""
         if self._is_duplicate(message):
             return None  # it is there already
-        return self._overflows(message)
+        if self._is_too_large(message):
+            text = (
+                f"a message of {message.size_bytes()} bytes is larger than all of queue "
+                f"{self.name}: max_bytes = {self.definition.max_bytes}"
+            )
+            return Rejection(text, is_final=True)
+        text = self._overflows(message)
+        return Rejection(text, is_final=False) if text else None
+
+    def _is_too_large(self, message: Message) -> bool:
+        """Whether it would not even fit if there was nothing else in the queue."""
+        return 0 < self.definition.max_bytes < message.size_bytes()
 
     def _is_duplicate(self, message: Message) -> bool:
         about = message.properties
@@ -256,7 +265,8 @@ class Queue:
             and self._deduplication.has(about.message_id, self.definition.deduplication_s)
         )
 
-    def _overflows(self, message: Message) -> str | None:
+    def _overflows(self, message: Message) -> str:
+        """Which limit the queue would be over with it; empty: none."""
         definition = self.definition
         if definition.max_messages and self.count >= definition.max_messages:
             return f"queue {self.name} is full: max_messages = {definition.max_messages}"
@@ -267,7 +277,7 @@ class Queue:
                     f"queue {self.name} has no room for {size_bytes} bytes: "
                     f"max_bytes = {definition.max_bytes}"
                 )
-        return None
+        return ""
 
     def _take_in(self, message: Message) -> None:
         about = message.properties
@@ -289,6 +299,10 @@ class Queue:
         """Make room for it; where that cannot be, the message itself is dropped or buried."""
         definition = self.definition
         if definition.overflow == "reject":
+            if self._is_too_large(message):  # and its publisher cannot be told
+                self._buried += 1
+                self._send_dead_letter(message, _TOO_LARGE, 0)
+                return False
             self._refused += 1
             self._statistics.drop("queue is full")
             return False
@@ -860,7 +874,14 @@ class Queue:
 _PLAIN = PLAIN_TERMS[1]
 _NEVER = float("inf")
 _ALL = 2**62
-_REASONS = ("expired", "max length", "delivered too often", "lease ran out too often")
+_TOO_LARGE = "larger than max_bytes"
+_REASONS = (
+    "expired",
+    "max length",
+    _TOO_LARGE,
+    "delivered too often",
+    "lease ran out too often",
+)
 
 
 def _place(delivery: Delivery) -> Place:

@@ -10,7 +10,7 @@ invalidates just those that it matches.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 from ganglion.broker.core.message import PLAIN_TERMS, Message, Terms
 from ganglion.broker.core.topics import (
@@ -30,6 +30,7 @@ __all__ = [
     "Bound",
     "Outlet",
     "Receiver",
+    "Rejection",
     "Route",
     "Router",
     "SharedGroup",
@@ -76,6 +77,15 @@ class Receiver(Protocol):
         ...
 
 
+class Rejection(NamedTuple):
+    """Why a queue or stream would not take a message."""
+
+    text: str
+    """As a sentence part, with the name of the limit."""
+    is_final: bool
+    """Whether it never would, however long one waits: the message is too large for it."""
+
+
 class Bound(Receiver, Protocol):
     """A receiver that belongs to no client: a queue, a stream. It keeps also what has QoS 0."""
 
@@ -89,8 +99,8 @@ class Bound(Receiver, Protocol):
         """Whether `refusal` has to be asked before a message is delivered."""
         ...
 
-    def refusal(self, message: Message) -> str | None:
-        """Why it would not take this message, as a sentence part; None: it would."""
+    def refusal(self, message: Message) -> Rejection | None:
+        """Why it would not take this message; None: it would."""
         ...
 
     def deliver_run(self, topic: str, payloads: list[bytes], qos: int) -> None:

@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
 from struct import Struct
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgpack
 
@@ -47,6 +47,7 @@ from ganglion import GanglionError
 from ganglion.broker.core.backlog import Shelf
 from ganglion.broker.core.definitions import InvalidDefinition, check_name
 from ganglion.broker.core.message import Message, MessageProperties, Terms
+from ganglion.broker.core.router import Outlet, Rejection
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.stream_batches import (
     Columns,
@@ -62,9 +63,6 @@ from ganglion.broker.core.stream_definition import StreamDefinition
 from ganglion.broker.core.stream_groups import TAKE_BYTES, Follower, Group, GroupStatistics
 from ganglion.broker.core.timers import Timer
 from ganglion.broker.store import Kind, RecordDamaged
-
-if TYPE_CHECKING:
-    from ganglion.broker.core.router import Outlet
 
 __all__ = [
     "STREAM_PREFIX",
@@ -342,7 +340,7 @@ class Stream:
         """What it is."""
         return "stream"
 
-    def outlet(self, _form: int) -> "Outlet | None":
+    def outlet(self, _form: int) -> Outlet | None:
         """It takes nothing as it is."""
         return None
 
@@ -355,11 +353,12 @@ class Stream:
         """Whether a publisher has to ask `refusal` first."""
         return self.definition.max_record_bytes > 0
 
-    def refusal(self, message: Message) -> str | None:
-        """Why the stream would not take this message; None: it would."""
+    def refusal(self, message: Message) -> Rejection | None:
+        """Why the stream will never take this message; None: it would."""
         limit = self.definition.max_record_bytes
         if limit and len(message.payload) > limit:
-            return f"the payload is over max_record_bytes of stream {self.name}, {limit}"
+            text = f"the payload is over max_record_bytes of stream {self.name}, {limit}"
+            return Rejection(text, is_final=True)
         return None
 
     # -- reading ---------------------------------------------------------------------------------
@@ -547,11 +546,11 @@ class Stream:
         self.count = self._size_bytes = 0
         for group in list(self.groups.values()):
             group.discard()
-        waiting, self._waiting = self._waiting, {}
-        for follower in list(self._followers):
+        followers = list(self._followers)
+        for follower in followers:
             follower.close()
-        for follower in waiting:
-            follower.wake()
+        for follower in followers:
+            follower.wake()  # also one that waits for credit, not for records
 
     def stop(self) -> None:
         """No timers any more."""

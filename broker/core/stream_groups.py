@@ -71,8 +71,8 @@ class Follower:
         """The next committed records: at most so many, and so many bytes (`RecordBatch.sizes`).
 
         The first one comes also if it alone has more bytes. Fewer than that says nothing: take
-        again until there are none. Then `wake` is called once as soon as there are (or it is
-        ended).
+        again until there are none. Then `wake` is called once as soon as there are; and in any
+        case when it is ended by the stream.
         """
         taken: list[Record] = []
         if self.is_ended or count_max <= 0:
@@ -285,7 +285,7 @@ class Group:
             self._wake_members()
 
     def discard(self) -> None:
-        """The group is no more; members that wait are woken, to find that they are ended."""
+        """The group is no more; its members are woken, to find that they are ended."""
         self.is_deleted = True
         if self._follower is not None:
             self._follower.close()
@@ -294,9 +294,8 @@ class Group:
         self._holders.clear()
         self._batch = None
         for member in members:
-            if member.is_waiting:
-                member.is_waiting = False
-                member.wake()
+            member.is_waiting = False
+            member.wake()
 
     def note(self) -> None:
         """Record the position with the open batch."""

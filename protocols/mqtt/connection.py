@@ -580,7 +580,7 @@ class MqttConnection:
         count = 0
         if reason is Reason.SUCCESS:
             try:
-                count = node.publish(message, publisher=session)
+                count = node.publish(message, publisher=session, is_told=self.version == V5)
                 self._remember(session, topic)
             except NotAllowed as error:
                 reason, text = Reason.NOT_AUTHORIZED, str(error)

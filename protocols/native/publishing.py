@@ -126,6 +126,7 @@ def _batch(connection: "NativeConnection", frame: Frame) -> list[Message]:
         if is_array(each) and len(each) != count:
             raise invalid(f"there are {count} payloads, and not as many {name}")
     messages: list[Message] = []
+    node = connection.server.node
     judged: set[tuple[str, bool]] = set()
     for index in range(count):
         try:
@@ -141,6 +142,7 @@ def _batch(connection: "NativeConnection", frame: Frame) -> list[Message]:
             if (topic, message.retain) not in judged:
                 _judge(connection, message)
                 judged.add((topic, message.retain))
+            node.check_size(message, node.router.route(topic))
         except GanglionError as error:
             refusal = refusal_of(error)
             raise Refused(refusal.code, str(refusal), {"index": index}) from None

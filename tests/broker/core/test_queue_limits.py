@@ -67,9 +67,27 @@ def test_a_message_larger_than_the_limit_is_never_taken() -> None:
     """Not even by an empty queue: the limit holds."""
     world = World()
     world.declare(max_bytes=20)
-    with pytest.raises(Refused, match="no room for 28 bytes"):
+    with pytest.raises(Refused, match="28 bytes is larger than all of queue q: max_bytes = 20"):
         world.publish("x" * 20)
+    world.queue().deliver(Message("t", b"x" * 20, 0), PLAIN_TERMS[0])  # nobody can be told
     assert world.queue().count == 0
+    assert world.statistics.dropped == {"queue: larger than max_bytes": 1}
+    assert world.queue().statistics().buried == 1
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_message_larger_than_the_limit_is_a_dead_letter(qos: int) -> None:
+    """Where its publisher cannot be told; to one that has no room for it either it is lost."""
+    world = World()
+    world.declare("small", max_bytes=20)
+    world.declare("dead", max_bytes=1000, dead_letter="small")
+    queue = world.declare(max_bytes=20, dead_letter="dead")
+    for size in (21, 1000):
+        queue.deliver(Message("", b"x" * size, qos), PLAIN_TERMS[qos])
+    world.tick()
+    assert queue.count == world.queue("small").count == 0
+    assert reasons(world) == [("x" * 21, "larger than max_bytes")]
+    assert world.statistics.dropped == {"queue: larger than max_bytes": 1}
 
 
 def test_the_oldest_are_dropped_for_the_newest() -> None:

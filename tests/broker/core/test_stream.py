@@ -306,7 +306,7 @@ class TestRouted:
         assert stream.may_refuse
         assert stream.refusal(Message("t", b"abc")) is None
         why = stream.refusal(Message("t", b"abcd"))
-        assert why == "the payload is over max_record_bytes of stream s, 3"
+        assert why == ("the payload is over max_record_bytes of stream s, 3", True)
         stream.deliver(Message("t", b"abcd"), PLAIN_TERMS[0])
         house.flush()
         assert stream.read() == []

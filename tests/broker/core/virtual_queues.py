@@ -189,7 +189,7 @@ class World:
             for bound in route.bounded:
                 refusal = bound.refusal(message)
                 if refusal is not None:
-                    raise Refused(refusal)
+                    raise Refused(refusal.text)
             if route.durable > 1:
                 self.shelf.payloads.share(message)
             for target in route.targets:

@@ -552,6 +552,17 @@ class TestComingAndGoing:
         assert "'a/b'" in link.log.refusals()[-1]["rule"]
         assert link.node.statistics.dropped["refused"] == 2
 
+    def test_a_will_that_is_larger_than_a_queue(self) -> None:
+        """Who bound the queue costs nobody else the will: it goes to the other receivers."""
+        link = Link()
+        declare(link, bindings=("t",), max_bytes=10)
+        watcher = link.connect("watcher")
+        watcher.subscribe("t", 1)
+        link.connect("client", will=Will("t", bytes(10), 1, retain=False)).cut()
+        assert watcher.payloads() == [bytes(10)]
+        assert "max_bytes = 10" in link.log.refusals()[-1]["rule"]
+        assert link.node.statistics.dropped == {"queue: larger than max_bytes": 1}
+
 
 class TestCredit:
     """How much a consumer gets at a time."""
@@ -829,6 +840,75 @@ class TestPublishers:
         producer.send(Publish(JOBS, b"2", qos, dup=True, packet_id=9))
         assert len(producer.take()) == 1
         assert consumer.payloads() == [b"2"]
+
+    @pytest.mark.parametrize("qos", [1, 2])
+    def test_a_message_larger_than_the_queue(self, qos: int) -> None:
+        """MQTT 5: 0x97 and the limit, at once and again; nobody else gets it."""
+        link = Link()
+        declare(link, bindings=("t",), max_bytes=10)
+        watcher = link.connect("watcher")
+        watcher.subscribe("t", 1)
+        producer = link.connect("producer")
+        for _ in range(2):
+            producer.publish("t", bytes(10), qos)
+            answer = producer.expect(Puback) if qos == 1 else producer.expect(Pubrec)
+            assert answer.reason == Reason.QUOTA_EXCEEDED
+            assert answer.properties == Properties(
+                reason_string="a message of 11 bytes is larger than all of queue jobs: "
+                "max_bytes = 10"
+            )
+        assert watcher.payloads() == []
+
+    @pytest.mark.parametrize("qos", [1, 2])
+    def test_a_message_larger_than_the_queue_of_mqtt_3(self, qos: int) -> None:
+        """It is acknowledged, for waiting is in vain: counted and logged, and others get it."""
+        link = Link()
+        declare(link, bindings=("t",), max_bytes=10)
+        watcher = link.connect("watcher")
+        watcher.subscribe("t", 1)
+        producer = link.connect("producer", V311, clean_start=False)
+        producer.complete("t", bytes(10), qos)
+        assert watcher.payloads() == [bytes(10)]
+        assert statistics(link).messages == 0
+        assert link.node.statistics.dropped == {"queue: larger than max_bytes": 1}
+        refusal = link.log.refusals()[-1]
+        assert refusal["client"] == "producer"
+        assert refusal["topic"] == "t"
+        assert "larger than all of queue jobs: max_bytes = 10" in refusal["rule"]
+        producer.complete("t", bytes(9), qos)
+        assert statistics(link).messages == 1
+
+    def test_a_message_larger_than_the_queue_of_mqtt_3_is_a_dead_letter(self) -> None:
+        """With a dead letter queue it is kept there, and acknowledged after that is on disk."""
+        store = HeldStore()
+        link = Link(store=store)
+        declare(link, max_bytes=10, dead_letter="dead")
+        store.release()
+        producer = link.connect("producer", V311)
+        packet_id = producer.publish(JOBS, bytes(20), 1)
+        assert producer.take() == []
+        store.release()
+        assert producer.only(Puback).packet_id == packet_id
+        (dead,) = link.node.queues.get("dead").browse()
+        assert dead.message.payload == bytes(20)
+        assert dead.message.properties is not None
+        assert dict(dead.message.properties.user_properties) == {
+            "x-dead-letter-queue": "jobs",
+            "x-dead-letter-reason": "larger than max_bytes",
+            "x-dead-letter-count": "0",
+        }
+
+    def test_a_full_queue_refuses_mqtt_3_before_a_large_message_goes_elsewhere(self) -> None:
+        """A queue that has no room now keeps the message from all, too large for another or not."""
+        link = Link()
+        declare(link, bindings=("t",), max_bytes=10)
+        link.node.queues.declare(QueueDefinition(name="full", bindings=("t",), max_messages=1))
+        link.tick()
+        producer = link.connect("producer", V311)
+        producer.complete("t", b"1", 1)
+        producer.publish("t", bytes(10), 1)
+        assert producer.take() == []
+        assert link.node.statistics.dropped == {}
 
     @VERSIONS
     def test_no_room_for_qos_0(self, version: int) -> None:

@@ -149,6 +149,21 @@ class TestAppending:
         assert "max_record_bytes" in (puback.properties.reason_string or "")
         assert producer.complete(LOG, bytes(10), 1) == Reason.SUCCESS
 
+    @pytest.mark.parametrize("qos", [1, 2])
+    def test_too_large_of_mqtt_3(self, qos: int) -> None:
+        """It is acknowledged, for waiting is in vain: counted and logged, and others get it."""
+        link = Link()
+        link.node.streams.declare(
+            StreamDefinition(name="log", bindings=("t",), max_record_bytes=10)
+        )
+        watcher = link.connect("watcher")
+        watcher.subscribe("t", 1)
+        link.connect("producer", V311).complete("t", bytes(11), qos)
+        assert watcher.payloads() == [bytes(11)]
+        assert link.node.streams.get("log").last == 0
+        assert link.node.statistics.dropped == {"stream: record too large": 1}
+        assert "max_record_bytes of stream log, 10" in link.log.refusals()[-1]["rule"]
+
 
 class TestWhereToBegin:
     """after and from."""

@@ -449,11 +449,34 @@ class TestStreams:
         (group,) = client.call(Op.STREAM_DESCRIBE, "s")["statistics"]["groups"]
         assert (group["name"], group["lag"]) == ("g", 2)
         member = link.connect()
-        channel = member.opened(Op.FOLLOW, "s", {"group": "g", "credit": 10})
+        channels = [
+            member.opened(Op.FOLLOW, "s", {"group": "g", "credit": credit}) for credit in (10, 0)
+        ]
         member.take()
         client.call(Op.GROUP_DELETE, "s", "g")
-        assert member.take() == [[Op.ENDED, channel, Code.NOT_FOUND, "the group was deleted"]]
+        assert member.take() == [
+            [Op.ENDED, channel, Code.NOT_FOUND, "the group was deleted"] for channel in channels
+        ]
         assert client.refused(Op.GROUP_DELETE, "s", "g") == Code.NOT_FOUND
+
+    @pytest.mark.parametrize("options", [{}, {"group": "g"}], ids=["alone", "in a group"])
+    def test_the_stream_is_deleted(self, options: dict[str, Any]) -> None:
+        """A follower is told at once: one that has come to the end, has no credit, or is slow."""
+        link, client = self.begin(3)
+        others = [link.connect() for _ in range(3)]
+        channels = [
+            each.opened(Op.FOLLOW, "s", {"after": 0, "credit": credit, **options})
+            for each, credit in zip(others, (10, 0, 10), strict=True)
+        ]
+        for each in others:
+            each.take()
+        others[2].endpoint.congested = True
+        client.call(Op.STREAM_DELETE, "s")
+        for each, channel in zip(others, channels, strict=True):
+            assert each.take() == [[Op.ENDED, channel, Code.NOT_FOUND, "stream 's' was deleted"]]
+            each.relieve()
+            each.send([Op.CREDIT, channel, 5])
+            assert each.take() == []
 
     def test_mqtt(self) -> None:
         """An MQTT client reads what is appended here, and appends what is followed here."""

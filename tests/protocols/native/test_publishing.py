@@ -231,6 +231,21 @@ class TestConfirmation:
         client.publish("a", b"")
         assert client.refused(Op.PUBLISH, "a", b"") == Code.FULL
 
+    def test_a_message_larger_than_a_queue_or_a_record(self) -> None:
+        """Later is no better: it is told the limit, and nothing of a batch was published."""
+        link = NativeLink()
+        client = link.connect()
+        client.call(Op.QUEUE_DECLARE, "q", {"max_bytes": 10, "bindings": ["a"]})
+        client.call(Op.STREAM_DECLARE, "s", {"max_record_bytes": 3, "bindings": ["b"]})
+        for topic, payload in (("a", bytes(10)), ("b", bytes(4))):
+            assert client.refused(Op.PUBLISH, topic, payload) == Code.LIMIT
+            number = client.ask(Op.PUBLISH_BATCH, topic, [b"", payload, b""])
+            answer = client.answer(number)
+            assert answer[:3] == [Op.ERROR, number, Code.LIMIT]
+            assert "_bytes" in answer[3]
+            assert answer[4] == {"index": 1}
+        assert link.node.queues.get("q").count == link.node.streams.get("s").last == 0
+
 
 class TestSendingAgain:
     """After a connection was lost."""
