@@ -1,5 +1,6 @@
 """Where a node is: the URLs that clients take, and whom to trust there."""
 
+import ipaddress
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,16 @@ class NodeAddress:
     def is_tls(self) -> bool:
         """Whether the connection is encrypted."""
         return self.scheme in ("ganglions", "wss")
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody else can listen: encrypted, or within this machine."""
+        if self.is_tls or self.scheme == "unix" or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False  # a name: what it leads to may change
 
     @property
     def is_web(self) -> bool:

@@ -2,17 +2,21 @@
 
 `Conversation` gives the bytes to send and takes the bytes that came. What comes is either an
 `Answer`, which names the request that it settles, or another frame (messages, jobs, records,
-calls, …) as it is. `docs/protocol.md` says what they mean.
+calls, …) as it is. `docs/protocol.md` says what they mean. What the conversation itself has to say,
+to a ping or to a challenge of a `Login`, is in `Conversation.replies`.
 """
 
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ganglion.clients.errors import ConnectionLost, Refused
 from ganglion.protocols.native.frames import Frame, FrameError, FrameLimits, FrameReader, pack
 from ganglion.protocols.native.operations import FATAL, PROTOCOL_VERSION, Operation
+
+if TYPE_CHECKING:
+    from ganglion.clients.login import Login
 
 __all__ = ["FRAME_LIMITS", "Answer", "Conversation"]
 
@@ -44,19 +48,25 @@ class Answer:
 class Conversation:
     """One connection: which requests are open, and what the node says to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, login: "Login | None" = None) -> None:
+        """``login`` says who the client is; without one the options of hello do, or nobody."""
+        self._login = login
         self._reader = FrameReader(FRAME_LIMITS)
         self._ids = itertools.count(1)
         self._publishes: dict[int, None] = {}  # in the order in which they are answered
+        self._hello = 0
         self._singles: set[int] = set()  # requests that `reply` answers for good
         self.is_greeted = False
         """Whether the node has said something of the native protocol."""
-        self.pongs: list[bytes] = []
-        """What is to be sent soon: answers to pings."""
+        self.replies: list[bytes] = []
+        """What is to be sent at once: answers to pings, the proof of a login."""
 
     def hello(self, options: dict[str, Any]) -> tuple[int, bytes]:
-        """The first frame and its id."""
-        return self.request(Operation.HELLO, PROTOCOL_VERSION, options)
+        """The first frame and its id. Raises `AuthenticationFailed`: nobody may be told."""
+        if self._login is not None:
+            options = {**options, **self._login.options()}
+        self._hello, data = self.request(Operation.HELLO, PROTOCOL_VERSION, options)
+        return self._hello, data
 
     def request(self, operation: Operation, *elements: object) -> tuple[int, bytes]:
         """A frame that is answered, and the id that its answer will have."""
@@ -75,7 +85,8 @@ class Conversation:
         """These bytes came; what they say.
 
         Raises `Refused` for an error that ends the connection and is no answer to a request, and
-        `ConnectionLost` for bytes that are not the native protocol.
+        `ConnectionLost` for bytes that are not the native protocol. Raises `AuthenticationFailed`
+        when the node cannot prove that it knows the user who logs in.
         """
         try:
             self._reader.feed(data)
@@ -94,6 +105,8 @@ class Conversation:
             case Operation.OK:
                 self.is_greeted = True
                 self._singles.discard(frame[1])
+                if frame[1] == self._hello and self._login is not None:
+                    self._login.check(frame[2])
                 yield Answer(frame[1], operation, frame[2:])
             case Operation.REPLY if frame[1] in self._singles:
                 self._singles.discard(frame[1])
@@ -105,7 +118,10 @@ class Conversation:
             case Operation.ERROR:
                 yield self._on_error(frame)
             case Operation.PING:
-                self.pongs.append(self.notice(Operation.PONG))
+                self.replies.append(self.notice(Operation.PONG))
+            case Operation.CHALLENGE if self._login is not None:
+                self.is_greeted = True
+                self.replies.append(self.notice(Operation.PROOF, self._login.proof(frame[1])))
             case _:
                 yield frame
 

@@ -5,7 +5,14 @@ from typing import Any
 
 from ganglion import GanglionError
 
-__all__ = ["ClientError", "ConnectionLost", "Refused", "TimedOut", "Unreachable"]
+__all__ = [
+    "AuthenticationFailed",
+    "ClientError",
+    "ConnectionLost",
+    "Refused",
+    "TimedOut",
+    "Unreachable",
+]
 
 
 class ClientError(GanglionError):
@@ -18,6 +25,10 @@ class Unreachable(ClientError):
 
 class ConnectionLost(ClientError):
     """The node ended the connection, or spoke something that is not the native protocol."""
+
+
+class AuthenticationFailed(ClientError):
+    """Nobody was let in, and it is us who say so: the node broke the exchange or is not trusted."""
 
 
 class TimedOut(ClientError):

@@ -18,12 +18,10 @@ to the failure at the end.
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
 import secrets
-import stringprep
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -31,13 +29,26 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeAlias
 
 from ganglion import GanglionError
+from ganglion.broker.core.scram import (
+    DIGEST_SIZE_BYTES,
+    ITERATIONS_MAX,
+    ITERATIONS_MIN,
+    Malformed,
+    derive_keys,
+    parse_attribute,
+    parse_base64,
+    random_nonce,
+    salted_password,
+    saslprep,
+    xor,
+)
 
 if TYPE_CHECKING:
     from argon2 import PasswordHasher
 
 __all__ = [
     "MECHANISMS",
-    "AuthenticationFailed",
+    "WRONG_CREDENTIALS",
     "Challenge",
     "Failure",
     "InvalidPassword",
@@ -46,14 +57,12 @@ __all__ = [
     "Mechanism",
     "PasswordCheck",
     "ScramSha256",
-    "ScramSha256Client",
     "Step",
     "Success",
     "UnknownUser",
     "Users",
     "VerificationUnavailable",
     "check_user_name",
-    "saslprep",
 ]
 
 
@@ -75,34 +84,6 @@ class UnknownUser(GanglionError):
 
 class VerificationUnavailable(GanglionError):
     """A password could not be judged, for example because memory for Argon2 was lacking."""
-
-
-class AuthenticationFailed(GanglionError):
-    """A client's side of an exchange failed: the server broke it or does not know the user."""
-
-
-def saslprep(text: str) -> str:
-    """A user name or password in the one form in which it is compared (SASLprep, RFC 4013).
-
-    Code points that Unicode 3.2 does not know are kept as they are (RFC 3454, 7: a 'query'), so
-    that newer characters can be used. Raises ValueError that says which rule the text breaks.
-    """
-    mapped = "".join(
-        " " if stringprep.in_table_c12(each) else each
-        for each in text
-        if not stringprep.in_table_b1(each)
-    )
-    prepared = unicodedata.ucd_3_2_0.normalize("NFKC", mapped)
-    for each in prepared:
-        if any(prohibited(each) for prohibited in _PROHIBITED):
-            raise ValueError(f"the character U+{ord(each):04X} is not allowed")
-    if any(stringprep.in_table_d1(each) for each in prepared):
-        # RFC 3454, 6: text from right to left begins and ends so and has nothing else in it.
-        if any(stringprep.in_table_d2(each) for each in prepared):
-            raise ValueError("it mixes text from left to right with text from right to left")
-        if not (stringprep.in_table_d1(prepared[0]) and stringprep.in_table_d1(prepared[-1])):
-            raise ValueError("text from right to left does not begin and end so")
-    return prepared
 
 
 def check_user_name(name: str) -> None:
@@ -340,9 +321,9 @@ class Success:
 class Failure:
     """The exchange has failed.
 
-    `reason` is for the log and may tell more than the client should know; `user` is the name that
-    the client claimed, when it got so far. `data` may be sent where the protocol has room for it
-    (RFC 5802, 7, server-error-value); it is the same for unknown users and wrong passwords.
+    `reason` is for the log alone: it tells unknown users from wrong passwords, and a client is told
+    `WRONG_CREDENTIALS` for both. `user` is the name that the client claimed, when it got so far.
+    `data` may be sent where the protocol has room for it (RFC 5802, 7, server-error-value).
     """
 
     reason: str
@@ -364,7 +345,7 @@ class ScramSha256:
 
     def __init__(self, users: Users, nonce: Callable[[], str] | None = None) -> None:
         self._users = users
-        self._nonce = _random_nonce if nonce is None else nonce
+        self._nonce = random_nonce if nonce is None else nonce
         self._user: str | None = None
         self._exchange: _Exchange | None = None
         self._over = False
@@ -383,24 +364,24 @@ class ScramSha256:
             return self._finish(self._exchange, data.decode())
         except UnicodeDecodeError:
             return self._fail("the message is not UTF-8", "invalid-encoding")
-        except _Malformed as error:
+        except Malformed as error:
             return self._fail(str(error), error.code)
 
     def _challenge(self, message: str) -> Challenge:
         binding, authorization, bare = _split_gs2(message)
         fields = bare.split(",")
         if fields[0].startswith("m="):
-            raise _Malformed("the client demands an extension", "extensions-not-supported")
+            raise Malformed("the client demands an extension", "extensions-not-supported")
         if len(fields) < 2:
-            raise _Malformed("the first message lacks the nonce")
-        user = _decode_name(_value(fields[0], "n"), "user name")
-        nonce = _value(fields[1], "r")
+            raise Malformed("the first message lacks the nonce")
+        user = _decode_name(parse_attribute(fields[0], "n"), "user name")
+        nonce = parse_attribute(fields[1], "r")
         if not _NONCE.fullmatch(nonce):
-            raise _Malformed("the nonce is empty or not printable ASCII")
+            raise Malformed("the nonce is empty or not printable ASCII")
         _check_extensions(fields[2:])
         self._user = user
         if authorization and _decode_name(authorization, "authorization identity") != user:
-            raise _Malformed("the client asks to act as another user")
+            raise Malformed("the client asks to act as another user")
         verifier, known = self._users.scram_verifier(user)
         nonce += self._nonce()
         salt = base64.b64encode(verifier.salt).decode()
@@ -412,20 +393,22 @@ class ScramSha256:
         without_proof, separator, proof_text = message.rpartition(",p=")
         fields = without_proof.split(",")
         if not separator or len(fields) < 2:
-            raise _Malformed("the final message lacks the nonce or the proof")
-        if _decode_base64(_value(fields[0], "c"), "channel binding") != exchange.binding.encode():
-            raise _Malformed(
+            raise Malformed("the final message lacks the nonce or the proof")
+        binding = parse_base64(parse_attribute(fields[0], "c"), "channel binding")
+        if binding != exchange.binding.encode():
+            raise Malformed(
                 "the channel binding differs from the first message", "channel-bindings-dont-match"
             )
-        if not hmac.compare_digest(_value(fields[1], "r").encode(), exchange.nonce.encode()):
-            raise _Malformed("the nonce differs from the challenge's")
+        nonce = parse_attribute(fields[1], "r")
+        if not hmac.compare_digest(nonce.encode(), exchange.nonce.encode()):
+            raise Malformed("the nonce differs from the challenge's")
         _check_extensions(fields[2:])
-        proof = _decode_base64(proof_text, "proof")
-        if len(proof) != _DIGEST_SIZE_BYTES:
-            raise _Malformed(f"the proof has {len(proof)} bytes instead of {_DIGEST_SIZE_BYTES}")
+        proof = parse_base64(proof_text, "proof")
+        if len(proof) != DIGEST_SIZE_BYTES:
+            raise Malformed(f"the proof has {len(proof)} bytes instead of {DIGEST_SIZE_BYTES}")
         told = f"{exchange.told},{without_proof}".encode()
         verifier = exchange.verifier
-        client_key = _xor(proof, hmac.digest(verifier.stored_key, told, "sha256"))
+        client_key = xor(proof, hmac.digest(verifier.stored_key, told, "sha256"))
         fits = hmac.compare_digest(hashlib.sha256(client_key).digest(), verifier.stored_key)
         if self._user is None or not (fits and exchange.known):
             return self._fail(self._why_refused(exchange), "invalid-proof")
@@ -445,72 +428,11 @@ class ScramSha256:
         return Failure(reason, self._user, f"e={code}".encode())
 
 
+WRONG_CREDENTIALS: Final = "the user name or password is wrong"
+"""What a client is told of every failure: which names there are is nobody's business."""
+
 MECHANISMS: Final[dict[str, Callable[[Users], Mechanism]]] = {ScramSha256.name: ScramSha256}
 """The mechanisms by their registered names; MQTT 5.0 carries the name in 3.1.2.11.9."""
-
-
-class ScramSha256Client:
-    """The client's side of SCRAM-SHA-256: `first`, then `final`, then `verify`.
-
-    `nonce` makes the client's part of the nonce, for tests. Every method raises
-    `AuthenticationFailed` when the server's message breaks the protocol.
-    """
-
-    name: ClassVar[str] = "SCRAM-SHA-256"
-
-    def __init__(self, user: str, password: str, nonce: Callable[[], str] | None = None) -> None:
-        try:
-            self._user = saslprep(user)
-            self._password = saslprep(password)
-        except ValueError as error:
-            raise AuthenticationFailed(f"user name or password cannot be used: {error}") from None
-        self._nonce = _random_nonce() if nonce is None else nonce()
-        name = self._user.replace("=", "=3D").replace(",", "=2C")
-        self._bare = f"n={name},r={self._nonce}"
-        self._signature: bytes | None = None
-
-    def first(self) -> bytes:
-        """The first message, which names the user."""
-        return f"{_GS2_HEADER}{self._bare}".encode()
-
-    def final(self, challenge: bytes) -> bytes:
-        """The answer to the server's challenge. Takes milliseconds, by the server's iterations.
-
-        A server that asks for fewer than 4,096 iterations (RFC 7677, 4) or for so many that they
-        would keep this client busy is refused.
-        """
-        try:
-            nonce, salt, iterations = _split_challenge(challenge.decode())
-        except (UnicodeDecodeError, _Malformed) as error:
-            raise AuthenticationFailed(f"the server's challenge is malformed: {error}") from None
-        if not nonce.startswith(self._nonce) or nonce == self._nonce:
-            raise AuthenticationFailed("the server's nonce does not continue the client's")
-        if not _DECIMAL.fullmatch(iterations) or not (
-            _ITERATIONS_MIN <= int(iterations) <= _ITERATIONS_MAX
-        ):
-            raise AuthenticationFailed(
-                f"the server asks for {iterations} iterations, "
-                f"which must be {_ITERATIONS_MIN} to {_ITERATIONS_MAX}"
-            )
-        binding = base64.b64encode(_GS2_HEADER.encode()).decode()
-        without_proof = f"c={binding},r={nonce}"
-        told = f"{self._bare},{challenge.decode()},{without_proof}".encode()
-        salted = _salted(self._password, salt, int(iterations))
-        client_key, stored_key, server_key = _derive_keys(salted)
-        self._signature = hmac.digest(server_key, told, "sha256")
-        proof = _xor(client_key, hmac.digest(stored_key, told, "sha256"))
-        return f"{without_proof},p={base64.b64encode(proof).decode()}".encode()
-
-    def verify(self, final: bytes) -> None:
-        """Check that the server knows the user too, by the data of its success.
-
-        Raises `AuthenticationFailed` when it does not: it is not the server it claims to be.
-        """
-        if self._signature is None:
-            raise AuthenticationFailed("the server ended the exchange before it began")
-        expected = b"v=" + base64.b64encode(self._signature)
-        if not hmac.compare_digest(final.split(b",", 1)[0], expected):
-            raise AuthenticationFailed("the server could not prove that it knows the user")
 
 
 _ANSWERS_MAX = 16_384
@@ -521,11 +443,7 @@ _MESSAGE_SIZE_MAX_BYTES = 8192
 """The longest message of a SCRAM client; a real one has about a hundred bytes."""
 
 _ITERATIONS = 15_000  # of new verifiers: a small device still computes them in about a second
-_ITERATIONS_MIN = 4096  # RFC 7677, 4
-_ITERATIONS_MAX = 1_000_000  # about a third of a second of a client's time
 _SALT_SIZE_BYTES = 16
-_DIGEST_SIZE_BYTES = hashlib.sha256().digest_size
-_GS2_HEADER = "n,,"  # no channel binding, no other identity
 
 # The least that OWASP recommends for Argon2id. argon2-cffi's defaults were measured at 220 ms of
 # processor time where this takes 30 ms: a fleet that reconnects to a restarted node waits for it.
@@ -538,21 +456,8 @@ _ARGON2 = re.compile(
 )
 _SCRAM = re.compile(r"SCRAM-SHA-256\$([0-9]{1,7}):([^$:]*)\$([^$:]*):([^$:]*)")
 _NONCE = re.compile(r"[!-+\--~]+")  # RFC 5802, 7: printable, but no comma
-_DECIMAL = re.compile(r"[1-9][0-9]{0,9}")
 _STRAY_EQUALS = re.compile(r"=(?!2C|3D)")  # RFC 5802, 5.1: ',' and '=' are =2C and =3D
 _EXTENSION = re.compile(r"[A-Za-z]=[^\0]+")
-
-_PROHIBITED: tuple[Callable[[str], bool], ...] = (  # RFC 4013, 2.3
-    stringprep.in_table_c12,
-    stringprep.in_table_c21_c22,
-    stringprep.in_table_c3,
-    stringprep.in_table_c4,
-    stringprep.in_table_c5,
-    stringprep.in_table_c6,
-    stringprep.in_table_c7,
-    stringprep.in_table_c8,
-    stringprep.in_table_c9,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,7 +475,7 @@ class _ScramVerifier:
         if not prepared:
             raise ValueError("it has only characters that SASLprep takes away")
         salt = secrets.token_bytes(_SALT_SIZE_BYTES)
-        _, stored, server = _derive_keys(_salted(prepared, salt, _ITERATIONS))
+        _, stored, server = derive_keys(salted_password(prepared, salt, _ITERATIONS))
         return cls(_ITERATIONS, salt, stored, server)
 
     @classmethod
@@ -581,19 +486,19 @@ class _ScramVerifier:
                 "the SCRAM part is not SCRAM-SHA-256$iterations:salt$stored-key:server-key"
             )
         iterations = int(found[1])
-        if not _ITERATIONS_MIN <= iterations <= _ITERATIONS_MAX:
+        if not ITERATIONS_MIN <= iterations <= ITERATIONS_MAX:
             raise ValueError(
                 f"the SCRAM part has {iterations} iterations; "
-                f"it must have {_ITERATIONS_MIN} to {_ITERATIONS_MAX}"
+                f"it must have {ITERATIONS_MIN} to {ITERATIONS_MAX}"
             )
         salt, stored, server = (
-            _decode_base64(found[index], what)
+            parse_base64(found[index], what)
             for index, what in ((2, "SCRAM salt"), (3, "SCRAM stored key"), (4, "SCRAM server key"))
         )
         if not salt:
             raise ValueError("the SCRAM salt is empty")
-        if len(stored) != _DIGEST_SIZE_BYTES or len(server) != _DIGEST_SIZE_BYTES:
-            raise ValueError(f"a SCRAM key does not have {_DIGEST_SIZE_BYTES} bytes")
+        if len(stored) != DIGEST_SIZE_BYTES or len(server) != DIGEST_SIZE_BYTES:
+            raise ValueError(f"a SCRAM key does not have {DIGEST_SIZE_BYTES} bytes")
         return cls(iterations, salt, stored, server)
 
     def __str__(self) -> str:
@@ -625,14 +530,6 @@ class _Exchange:
     told: str  # the AuthMessage of RFC 5802, 3, as far as it has come
     verifier: _ScramVerifier
     known: bool
-
-
-class _Malformed(ValueError):
-    """A message that breaks the protocol, with the server-error-value for it."""
-
-    def __init__(self, reason: str, code: str = "other-error") -> None:
-        super().__init__(reason)
-        self.code = code
 
 
 def _parse_user(line: str) -> _User:
@@ -669,79 +566,32 @@ def _split_gs2(message: str) -> tuple[str, str, str]:
     """The header of the first message, the authorization identity in it, and the rest."""
     parts = message.split(",", 2)
     if len(parts) < 3:
-        raise _Malformed("the first message is too short")
+        raise Malformed("the first message is too short")
     flag, authorization, bare = parts
     if flag.startswith("p="):
-        raise _Malformed("the client demands channel binding", "channel-binding-not-supported")
+        raise Malformed("the client demands channel binding", "channel-binding-not-supported")
     if flag not in ("n", "y"):
-        raise _Malformed("the first message does not begin with n, y or p=")
-    identity = _value(authorization, "a") if authorization else ""
+        raise Malformed("the first message does not begin with n, y or p=")
+    identity = parse_attribute(authorization, "a") if authorization else ""
     return f"{flag},{authorization},", identity, bare
-
-
-def _split_challenge(message: str) -> tuple[str, bytes, str]:
-    """The nonce, the salt and the iterations of the server's first message."""
-    fields = message.split(",")
-    if len(fields) < 3:
-        raise _Malformed(f"it is {message!r}")
-    return (
-        _value(fields[0], "r"),
-        _decode_base64(_value(fields[1], "s"), "salt"),
-        _value(fields[2], "i"),
-    )
-
-
-def _value(attribute: str, letter: str) -> str:
-    if not attribute.startswith(f"{letter}="):
-        raise _Malformed(f"the attribute {letter}= is not where it belongs")
-    return attribute[2:]
 
 
 def _check_extensions(attributes: list[str]) -> None:
     # RFC 5802, 5.1: optional extensions are ignored, but must be well formed.
     for each in attributes:
         if not _EXTENSION.fullmatch(each):
-            raise _Malformed("an extension is not an attribute")
+            raise Malformed("an extension is not an attribute")
 
 
 def _decode_name(text: str, what: str) -> str:
     if _STRAY_EQUALS.search(text):
-        raise _Malformed(f"the {what} has a stray '='", "invalid-username-encoding")
+        raise Malformed(f"the {what} has a stray '='", "invalid-username-encoding")
     try:
         name = saslprep(text.replace("=2C", ",").replace("=3D", "="))
     except ValueError as error:
-        raise _Malformed(
+        raise Malformed(
             f"the {what} cannot be used: {error}", "invalid-username-encoding"
         ) from None
     if not name:
-        raise _Malformed(f"the {what} is empty", "invalid-username-encoding")
+        raise Malformed(f"the {what} is empty", "invalid-username-encoding")
     return name
-
-
-def _decode_base64(text: str, what: str) -> bytes:
-    encoded = text.encode("utf-8", "surrogatepass")
-    try:
-        decoded = base64.b64decode(encoded, validate=True)
-    except binascii.Error:
-        raise _Malformed(f"the {what} is not base64", "invalid-encoding") from None
-    if base64.b64encode(decoded) != encoded:  # RFC 4648, 3.5: one value, one spelling
-        raise _Malformed(f"the {what} is not base64", "invalid-encoding")
-    return decoded
-
-
-def _salted(password: str, salt: bytes, iterations: int) -> bytes:
-    return hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
-
-
-def _derive_keys(salted: bytes) -> tuple[bytes, bytes, bytes]:
-    """The client key, the stored key and the server key (RFC 5802, 3)."""
-    client = hmac.digest(salted, b"Client Key", "sha256")
-    return client, hashlib.sha256(client).digest(), hmac.digest(salted, b"Server Key", "sha256")
-
-
-def _xor(left: bytes, right: bytes) -> bytes:
-    return bytes(one ^ other for one, other in zip(left, right, strict=True))
-
-
-def _random_nonce() -> str:
-    return secrets.token_urlsafe(24)

@@ -95,12 +95,14 @@ def connect(
     from ganglion.clients.addresses import NodeAddress, tls_context
     from ganglion.clients.command_line.connection import BlockingClient
     from ganglion.clients.command_line.contexts import Context
+    from ganglion.clients.login import Login
 
     context = _context(url, context_name)
     if context is None:
         context = Context(url=url or os.environ.get("GANGLION_URL") or DEFAULT_URL)
     address = NodeAddress.parse(context.url)
     hello: dict[str, Any] = {}
+    login = None
     if client_id:
         hello["client"] = client_id
     known = user or address.user or context.user
@@ -111,10 +113,11 @@ def connect(
     if token is not None:
         hello["token"] = token
     elif known is not None:
-        hello["user"] = known
         password = secret_of(password_file) or _password_of(context, known)
-        if password is not None:
-            hello["password"] = password.encode(errors="surrogateescape")
+        if password is None:
+            hello["user"] = known
+        else:
+            login = Login(address, known, password.encode(errors="surrogateescape"))
     tls = None
     if address.is_tls:
         tls = tls_context(
@@ -123,7 +126,7 @@ def connect(
             key=cert_key or _path(context.cert_key),
             verify=not (insecure or context.insecure),
         )
-    return BlockingClient(address, options=hello, tls=tls)
+    return BlockingClient(address, options=hello, login=login, tls=tls)
 
 
 def _context(url: str | None, name: str | None) -> "Context | None":

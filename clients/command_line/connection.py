@@ -17,6 +17,7 @@ from ganglion import __version__
 from ganglion.clients.addresses import NodeAddress
 from ganglion.clients.conversation import Answer, Conversation
 from ganglion.clients.errors import ConnectionLost, Refused, TimedOut, Unreachable
+from ganglion.clients.login import Login
 from ganglion.clients.websocket import WebSocketWrapping
 from ganglion.protocols.native.frames import Frame
 from ganglion.protocols.native.operations import ALPN_NAME, Operation
@@ -38,18 +39,18 @@ class BlockingClient:
         address: NodeAddress,
         *,
         options: Mapping[str, Any],
+        login: Login | None = None,
         tls: ssl.SSLContext | None = None,
         timeout_s: float = _ANSWER_TIMEOUT_S,
     ) -> None:
         """Connect and wait for the greeting, at most ``timeout_s`` seconds in all.
 
-        ``options`` are those of hello (who we are). ``timeout_s`` is also how long each later
-        answer may take. Raises `Unreachable`, `Refused`, `ConnectionLost` or `TimedOut`.
+        ``options`` are those of hello, ``login`` is the password if there is one. ``timeout_s`` is
+        also how long each later answer may take. Raises `Unreachable`, `Refused`,
+        `ConnectionLost`, `TimedOut` or `AuthenticationFailed`.
         """
         self._timeout_s = timeout_s
         self._keep_alive_s = 0.0
-        self._conversation = Conversation()
-        self._wrapping = WebSocketWrapping() if address.is_web else None
         self._answers: dict[int, Answer] = {}
         self._called: int | None = None
         self._open: set[int] = set()
@@ -57,19 +58,16 @@ class BlockingClient:
         self._inbox: deque[Frame] = deque()
         self._inbox_bytes = 0
         self._missed = 0
+        self.greeting: dict[str, Any] = {}
+        wished = {"agent": f"ganglion-cli/{__version__}", **options}
         deadline = time.monotonic() + timeout_s
-        self._socket = _open(address, tls, timeout_s)
-        self._sent_s = self._heard_s = time.monotonic()
         try:
-            self._upgrade(address, deadline)
-            wished = {"agent": f"ganglion-cli/{__version__}", **options}
-            number, data = self._conversation.hello(wished)
-            self._send(data)
-            self.greeting: dict[str, Any] = self._wait_for(number, deadline) or {}
-            self._keep_alive_s = float(self.greeting.get("keep_alive_s") or 0)
-        except BaseException:
-            self._socket.close()
-            raise
+            self._connect(address, tls, wished, login, deadline)
+        except Refused as refused:
+            if login is None or not login.may_go_on(refused):
+                raise
+            self._connect(address, tls, wished, login, deadline)
+        self._keep_alive_s = float(self.greeting.get("keep_alive_s") or 0)
 
     def __enter__(self) -> Self:
         """Give the connected client itself."""
@@ -167,6 +165,27 @@ class BlockingClient:
         finally:
             self._socket.close()
 
+    def _connect(
+        self,
+        address: NodeAddress,
+        tls: ssl.SSLContext | None,
+        wished: dict[str, Any],
+        login: Login | None,
+        deadline: float,
+    ) -> None:
+        self._conversation = Conversation(login)
+        self._wrapping = WebSocketWrapping() if address.is_web else None
+        self._socket = _open(address, tls, max(0.001, deadline - time.monotonic()))
+        self._sent_s = self._heard_s = time.monotonic()
+        try:
+            self._upgrade(address, deadline)
+            number, data = self._conversation.hello(wished)
+            self._send(data)
+            self.greeting = self._wait_for(number, deadline)
+        except BaseException:
+            self._socket.close()
+            raise
+
     def _upgrade(self, address: NodeAddress, deadline: float) -> None:
         wrapping = self._wrapping
         if wrapping is None:
@@ -229,9 +248,9 @@ class BlockingClient:
                 self._ready.append(each)
             elif each.id == 0 and each.error is not None:
                 raise each.error
-        pongs, self._conversation.pongs = self._conversation.pongs, []
-        for pong in pongs:
-            self._send(pong)
+        replies, self._conversation.replies = self._conversation.replies, []
+        for reply in replies:
+            self._send(reply)
 
     def _on_frame(self, frame: Frame) -> None:
         match frame[0]:

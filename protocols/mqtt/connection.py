@@ -680,12 +680,7 @@ class MqttConnection:
 
     def _on_auth(self, session: Session, packet: Auth) -> None:
         assert self.authentication is not None  # _dispatch has seen to it
-        try:
-            self._write(reauthenticate(self.server, session, self.authentication, packet))
-        except ProtocolViolation as error:
-            if error.reason is Reason.NOT_AUTHORIZED:
-                self.server.node.refusals.refuse("authenticate", session.client, str(error))
-            raise
+        self._write(reauthenticate(self.server, session, self.authentication, packet))
 
     def _on_disconnect(self, packet: Disconnect) -> None:
         expiry_s = packet.properties.session_expiry_interval if packet.properties else None

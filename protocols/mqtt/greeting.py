@@ -11,7 +11,13 @@ from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from ganglion.broker.core.access import Client
-from ganglion.broker.core.authentication import Challenge, Failure, Mechanism, Success
+from ganglion.broker.core.authentication import (
+    WRONG_CREDENTIALS,
+    Challenge,
+    Failure,
+    Mechanism,
+    Success,
+)
 from ganglion.broker.core.message import Message
 from ganglion.broker.core.node import LimitReached, NotAllowed
 from ganglion.broker.core.sessions import NEVER_EXPIRES, Session, Will
@@ -80,12 +86,14 @@ def reauthenticate(
             answer.authentication_data = challenge
             return Auth(Reason.CONTINUE_AUTHENTICATION, answer)
         case Failure(reason=reason):
-            raise ProtocolViolation(reason, Reason.NOT_AUTHORIZED)
+            rule, told = reason, WRONG_CREDENTIALS
         case Success(user=user, data=final):
-            if user != session.client.user:
-                raise ProtocolViolation("re-authentication as another user", Reason.NOT_AUTHORIZED)
-            answer.authentication_data = final
-            return Auth(Reason.SUCCESS, answer)
+            if user == session.client.user:
+                answer.authentication_data = final
+                return Auth(Reason.SUCCESS, answer)
+            rule = told = "re-authentication as another user"
+    server.node.refusals.refuse("authenticate", session.client, rule)
+    raise ProtocolViolation(told, Reason.NOT_AUTHORIZED)
 
 
 def read_greeting_header(
@@ -237,8 +245,8 @@ class Greeting:
                 text = "too many clients wait for a verdict"
                 self._refuse(Reason.SERVER_BUSY, text, "authenticate")
             else:
-                text = "the user name or password is wrong"
-                self._refuse(Reason.BAD_USER_NAME_OR_PASSWORD, text, "authenticate")
+                reason = Reason.BAD_USER_NAME_OR_PASSWORD
+                self._refuse(reason, WRONG_CREDENTIALS, "authenticate")
         except _Refused as error:
             self._refuse(error.reason, str(error), error.action)
         self._connection.resume()
@@ -285,7 +293,7 @@ class Greeting:
                 self._connection.authentication = authentication
                 self._accept(user)
             case Failure(reason=reason):
-                raise _Refused(reason, Reason.NOT_AUTHORIZED, "authenticate")
+                self._refuse(Reason.NOT_AUTHORIZED, WRONG_CREDENTIALS, "authenticate", rule=reason)
 
     # -- the answer ------------------------------------------------------------------------------
 
@@ -379,13 +387,14 @@ class Greeting:
 
     # -- refusals --------------------------------------------------------------------------------
 
-    def _refuse(self, reason: Reason, text: str, action: str) -> None:
+    def _refuse(self, reason: Reason, text: str, action: str, *, rule: str | None = None) -> None:
+        """Say no; the log gets `rule` where the client must not know it."""
         connection, packet = self._connection, self._connect
         peer = connection.endpoint.peer
         client = None
         if packet is not None:
             client = Client(packet.client_id, packet.username, peer, None)
-        connection.server.node.refusals.refuse(action, client, text, reason=reason.name)
+        connection.server.node.refusals.refuse(action, client, rule or text, reason=reason.name)
         properties = connection.reason_string(text)
         connack = encode(Connack(False, reason, properties), connection.version)
         connection.endpoint.write(connack)

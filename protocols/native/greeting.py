@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ganglion import GanglionError
 from ganglion.broker.core.access import Client
-from ganglion.broker.core.authentication import Challenge, Failure, Mechanism, Success
+from ganglion.broker.core.authentication import (
+    WRONG_CREDENTIALS,
+    Challenge,
+    Failure,
+    Mechanism,
+    Success,
+)
 from ganglion.protocols.native.arguments import Options, data_at, options_at, whole_at
 from ganglion.protocols.native.delivering import FORM_JSON
 from ganglion.protocols.native.frames import (
@@ -188,7 +194,7 @@ class Greeting:
             elif is_right is None:
                 raise Refused(Code.BUSY, "too many clients wait for a verdict")
             else:
-                raise Refused(Code.NOT_AUTHENTICATED, "the user name or password is wrong")
+                raise Refused(Code.NOT_AUTHENTICATED, WRONG_CREDENTIALS)
         except GanglionError as error:
             self._refuse(refusal_of(error))
 
@@ -207,7 +213,7 @@ class Greeting:
                 self._proof = final
                 self._accept(user)
             case Failure(reason=reason):
-                raise Refused(Code.NOT_AUTHENTICATED, reason)
+                self._refuse(Refused(Code.NOT_AUTHENTICATED, WRONG_CREDENTIALS), rule=reason)
 
     def _certificate(self) -> str | None:
         tls = self._connection.endpoint.tls
@@ -280,14 +286,15 @@ class Greeting:
             "credit_max": CREDIT_MAX,
         }
 
-    def _refuse(self, refusal: Refused) -> None:
+    def _refuse(self, refusal: Refused, *, rule: str | None = None) -> None:
+        """Say no; the log gets `rule` where the client must not know it."""
         connection = self._connection
         number, options = self._hello if self._hello is not None else (0, Options({}))
         said = [options.get(name) for name in ("client", "user")]
         name, user = (each[:_LOGGED_MAX] if isinstance(each, str) else None for each in said)
         client = Client(name or "", user, connection.endpoint.peer, None)
         connection.server.node.refusals.refuse(
-            "connect", client, str(refusal), reason=str(refusal.code)
+            "connect", client, rule or str(refusal), reason=str(refusal.code)
         )
         connection.error(number, refusal.code, str(refusal), refusal.details)
         connection.end(str(refusal), linger=True)

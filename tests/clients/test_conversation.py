@@ -66,7 +66,7 @@ def test_pings_are_answered_and_other_frames_given_out() -> None:
         (1, "t", b"x"),
         (31, "later"),
     ]
-    assert conversation.pongs == [pack((15,))]
+    assert conversation.replies == [pack((15,))]
 
 
 def test_an_error_that_ends_the_connection_is_raised() -> None:

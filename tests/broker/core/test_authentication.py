@@ -14,21 +14,20 @@ from hypothesis import strategies as st
 from ganglion.broker.core import authentication
 from ganglion.broker.core.authentication import (
     MECHANISMS,
-    AuthenticationFailed,
     Challenge,
     Failure,
     InvalidPassword,
     InvalidUserName,
     InvalidUsersFile,
     ScramSha256,
-    ScramSha256Client,
     Success,
     UnknownUser,
     Users,
     VerificationUnavailable,
     check_user_name,
-    saslprep,
 )
+from ganglion.broker.core.scram import saslprep
+from ganglion.clients.scram import ScramSha256Client
 
 # The cheapest parameters there are: these tests are about what is decided, not about its cost.
 CHEAP = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
@@ -606,57 +605,3 @@ def refusal(users: Users, name: str, password: str) -> Failure:
     failed = server.step(client.final(challenge.data))
     assert isinstance(failed, Failure)
     return failed
-
-
-class TestScramClient:
-    """The client's side."""
-
-    def client(self) -> ScramSha256Client:
-        """The client of the example in RFC 7677, 3."""
-        return ScramSha256Client("user", "pencil", lambda: "rOprNGfwEbeRWgbNEkqO")
-
-    def test_the_example_of_the_rfc(self) -> None:
-        """The exchange of RFC 7677, 3, byte by byte."""
-        client = self.client()
-        assert client.first() == FIRST
-        assert client.final(CHALLENGE) == FINAL
-        client.verify(SIGNATURE)
-
-    def test_names_are_escaped(self) -> None:
-        """A comma and an equals sign in the name are written as =2C and =3D."""
-        assert ScramSha256Client("a,=b", "x", lambda: "n").first() == b"n,,n=a=2C=3Db,r=n"
-
-    @pytest.mark.parametrize(
-        ("challenge", "reason"),
-        [
-            (b"e=other-error", "malformed: it is 'e=other-error'"),
-            (b"\xff", "malformed"),
-            (CHALLENGE.replace(b"r=rOpr", b"r=xOpr"), "does not continue"),
-            (b"r=rOprNGfwEbeRWgbNEkqO,s=eA==,i=4096", "does not continue"),
-            (CHALLENGE.replace(b"i=4096", b"i=4095"), "4095 iterations"),
-            (CHALLENGE.replace(b"i=4096", b"i=1000001"), "1000001 iterations"),
-            (CHALLENGE.replace(b"i=4096", b"i=x"), "x iterations"),
-            (CHALLENGE.replace(b"s=W2", b"s=?"), "base64"),
-        ],
-    )
-    def test_a_challenge_that_is_refused(self, challenge: bytes, reason: str) -> None:
-        """A malformed, replayed or abusive challenge raises `AuthenticationFailed`."""
-        with pytest.raises(AuthenticationFailed) as caught:
-            self.client().final(challenge)
-        assert reason in str(caught.value)
-
-    def test_a_server_that_does_not_know_the_user(self) -> None:
-        """A signature that is wrong, missing or early raises `AuthenticationFailed`."""
-        client = self.client()
-        with pytest.raises(AuthenticationFailed):
-            client.verify(SIGNATURE)
-        client.final(CHALLENGE)
-        for final in (b"", b"v=", SIGNATURE[:-2], b"e=invalid-proof"):
-            with pytest.raises(AuthenticationFailed):
-                client.verify(final)
-
-    def test_a_password_that_cannot_be_prepared(self) -> None:
-        """A control character in name or password raises `AuthenticationFailed`."""
-        for name, password in (("a\x07", "x"), ("a", "x\x07")):
-            with pytest.raises(AuthenticationFailed):
-                ScramSha256Client(name, password)

@@ -6,7 +6,8 @@ import pytest
 from argon2 import PasswordHasher
 
 from ganglion.broker.core.access import Access
-from ganglion.broker.core.authentication import ScramSha256, ScramSha256Client, Users
+from ganglion.broker.core.authentication import ScramSha256, Users
+from ganglion.clients.scram import ScramSha256Client
 from ganglion.protocols.mqtt.packets import (
     V5,
     V31,
@@ -338,14 +339,25 @@ class TestScram:
         exchange.client.send(Pingreq())
         exchange.client.only(Pingresp)
 
-    @pytest.mark.parametrize(("user", "password"), [("ada", "wrong"), ("nobody", "ada's password")])
-    def test_failure(self, users: Users, user: str, password: str) -> None:
-        """A wrong password and an unknown user end alike, behind a challenge (4.12.0-4)."""
+    @pytest.mark.parametrize(
+        ("user", "password", "logged"),
+        [("ada", "wrong", "another password"), ("nobody", "ada's password", "no such user")],
+    )
+    def test_failure(self, users: Users, user: str, password: str, logged: str) -> None:
+        """A wrong password and an unknown user end alike, behind a challenge (4.12.0-4).
+
+        Only the log tells them apart.
+        """
         exchange = Scram(users, user, password)
         exchange.answer(exchange.begin())
-        assert exchange.client.only(Connack).reason == Reason.NOT_AUTHORIZED
+        connack = exchange.client.only(Connack)
+        assert connack.reason == Reason.NOT_AUTHORIZED
+        assert connack.properties is not None
+        assert connack.properties.reason_string == "the user name or password is wrong"
         assert exchange.client.is_gone
         assert exchange.link.node.sessions == {}
+        (refusal,) = exchange.link.log.refusals()
+        assert logged in refusal["rule"]
 
     def test_an_unknown_method(self, users: Users) -> None:
         """A method that the node does not have is refused with 0x8C (4.12.0-1)."""
@@ -442,6 +454,18 @@ class TestReauthentication:
         exchange.connect()
         self._again(exchange, "ada", "wrong")
         assert exchange.client.goodbye() == Reason.NOT_AUTHORIZED
+        assert "another password" in exchange.link.log.refusals()[0]["rule"]
+
+    def test_an_unknown_user(self, users: Users) -> None:
+        """What names there are cannot be found out in this way either."""
+        exchange = Scram(users)
+        exchange.connect()
+        self._again(exchange, "nobody", "wrong")
+        last = exchange.client.take()[-1]
+        assert isinstance(last, Disconnect)
+        assert last.properties is not None
+        assert last.properties.reason_string == "the user name or password is wrong"
+        assert "no such user" in exchange.link.log.refusals()[0]["rule"]
 
     def test_as_another_user(self, users: Users) -> None:
         """Nobody becomes somebody else on a connection: 0x87."""

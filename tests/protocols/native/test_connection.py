@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ganglion.broker.core.access import Access, Rule
-from ganglion.broker.core.authentication import ScramSha256, ScramSha256Client, Users
+from ganglion.broker.core.authentication import ScramSha256, Users
 from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.tokens import InvalidToken
+from ganglion.clients.scram import ScramSha256Client
 from ganglion.protocols.native.operations import Code
 from ganglion.protocols.native.operations import Operation as Op
 from ganglion.protocols.native.server import NativeSettings
@@ -188,18 +189,24 @@ class TestAuthentication:
         prover.verify(greeting["data"])
         assert greeting["user"] == "ada"
 
-    def test_scram_with_a_wrong_password(self) -> None:
-        """The proof does not fit."""
+    @pytest.mark.parametrize(
+        ("user", "logged"), [("ada", "another password"), ("nobody", "no such user")]
+    )
+    def test_scram_that_fails(self, user: str, logged: str) -> None:
+        """A wrong password and an unknown user look the same; the log tells them apart."""
         users = Users()
         users.add("ada", "secret word")
         link = NativeLink(
             access=ONLY_USERS, mechanisms={"SCRAM-SHA-256": lambda: ScramSha256(users)}
         )
-        client, prover = link.open(), ScramSha256Client("ada", "another word")
+        client, prover = link.open(), ScramSha256Client(user, "another word")
         client.send([Op.HELLO, 1, 1, {"mechanism": "SCRAM-SHA-256", "data": prover.first()}])
         client.send([Op.PROOF, prover.final(client.take()[0][1])])
-        assert client.take()[-1][2] == Code.NOT_AUTHENTICATED
+        text = "the user name or password is wrong"
+        assert client.take()[-1] == [Op.ERROR, 1, Code.NOT_AUTHENTICATED, text]
         assert client.is_gone
+        (refusal,) = link.mqtt.log.refusals()
+        assert logged in refusal["rule"]
 
     def test_certificate(self) -> None:
         """Its common name is the user where the node is configured so."""

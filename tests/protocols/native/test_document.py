@@ -12,7 +12,9 @@ from typing import Any
 
 import msgpack
 import pytest
+from argon2 import PasswordHasher
 
+from ganglion.broker.core.authentication import ScramSha256, Users
 from ganglion.protocols.native.frames import pack_json
 from ganglion.protocols.native.operations import (
     BATCH_MAX,
@@ -23,6 +25,13 @@ from ganglion.protocols.native.operations import (
     Operation,
 )
 from tests.protocols.native.link import NativeClient, NativeLink
+
+RFC_USER = (
+    f"user:{PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash('pencil')}:"
+    "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$"
+    "WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
+)
+"""The user of the example in RFC 7677, 3, as the users file has it."""
 
 TEXT = (Path(__file__).parents[3] / "docs/protocol.md").read_text("utf-8")
 
@@ -100,13 +109,25 @@ def test_the_examples_are_what_a_node_says(is_json: bool) -> None:
     assert refused.is_gone
     client = link.open(is_json=is_json)
     for name, frames in EXAMPLES.items():
-        if name != "hello-refused":
+        if name not in ("hello-refused", "scram"):
             play(client, frames)
     assert not client.is_gone
 
 
-def play(client: NativeClient, frames: list[Example]) -> None:
-    """Send what the client says, and compare what comes."""
+@pytest.mark.parametrize("is_json", [False, True], ids=["msgpack", "json"])
+def test_the_example_of_scram(is_json: bool) -> None:
+    """It is that of RFC 7677, down to the node's signature."""
+    users = Users.parse(RFC_USER, "users")
+    nonce = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+    link = NativeLink(mechanisms={ScramSha256.name: lambda: ScramSha256(users, lambda: nonce)})
+    greeting = play(link.open(is_json=is_json), EXAMPLES["scram"])[-1]
+    expected = EXAMPLES["scram"][-1]
+    assert greeting[2]["data"] == (expected.json if is_json else expected.frame)[2]["data"]
+
+
+def play(client: NativeClient, frames: list[Example]) -> list[list[Any]]:
+    """Send what the client says, and compare what comes: that."""
+    all_that_came: list[list[Any]] = []
     calls: dict[int, int] = {}  # of the page and of the node
     for example in frames:
         if example.is_client:
@@ -122,6 +143,7 @@ def play(client: NativeClient, frames: list[Example]) -> None:
         came = client.frames()
         assert came, example.json
         frame = came.pop(0)
+        all_that_came.append(frame)
         expected = example.json if client.is_json else example.frame
         if frame[0] == Operation.CALL:
             calls[expected[2]] = frame[2]
@@ -130,6 +152,7 @@ def play(client: NativeClient, frames: list[Example]) -> None:
         else:
             assert shape(frame) == shape(expected)
     assert client.take() == []
+    return all_that_came
 
 
 def test_every_operation_is_on_the_page() -> None:
