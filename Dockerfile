@@ -15,7 +15,7 @@ COPY broker broker
 COPY clients clients
 COPY protocols protocols
 RUN python -m venv /opt/ganglion \
-    && /opt/ganglion/bin/pip install --no-cache-dir --disable-pip-version-check . \
+    && /opt/ganglion/bin/pip install --no-cache-dir --disable-pip-version-check '.[broker]' \
     && /opt/ganglion/bin/ganglion version
 
 FROM python:3.11-slim-bookworm

@@ -39,7 +39,7 @@ define environment
 endef
 
 $(RUN)/.filled: pyproject.toml setup.py
-	$(call environment,$(RUN),.)
+	$(call environment,$(RUN),.[broker])
 
 $(DEV)/.filled: pyproject.toml setup.py
 	$(call environment,$(DEV),.[dev])

@@ -1,6 +1,7 @@
-"""Proves an installed `ganglion` from outside: version, start, publish and receive, a page, stop.
+"""Proves an installed `ganglion` from outside: a node from one environment, a client from another.
 
-Usage: ``python smoke.py PATH/TO/ganglion``. Only the standard library and the command are used, so
+Usage: ``python smoke.py NODE CLIENT``, two virtual environments: ``ganglion[broker]`` is in the
+first and ``ganglion`` alone in the second. Only the standard library and the commands are used, so
 that it says something about what was installed and nothing about the checkout.
 """
 
@@ -9,31 +10,35 @@ import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from urllib.request import urlopen
 
 _DEADLINE_S = 30
+_OF_THE_NODE = ("argon2", "prometheus_client", "rocksdict", "structlog", "trio")
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=_DEADLINE_S)
 
 
 def _output(*command: str) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, timeout=_DEADLINE_S)
-    return done.stdout.decode().strip()
+    done = _run(*command)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}: {done.stderr}"
+    return done.stdout.strip()
 
 
-def main(ganglion: str) -> None:
-    """Run the command at the path `ganglion` through its first minute; raise when it fails."""
-    version = _output(ganglion, "version")
-    assert version, "`ganglion version` prints nothing"
+def main(node: str, client: str) -> None:
+    """Take both environments through their first minute; raise when something fails."""
+    _check_client_alone(Path(client, "bin"))
+    command = str(Path(node, "bin", "ganglion"))
+    assert _output(command, "version") == _output(str(Path(client, "bin", "ganglion")), "version")
     with tempfile.TemporaryDirectory() as data:
         listeners = ["--native", "127.0.0.1:0", "--web", "127.0.0.1:0"]
-        serve = [ganglion, "serve", *listeners, "--data", data]
+        serve = [command, "serve", *listeners, "--data", data]
         with subprocess.Popen(serve, stderr=subprocess.PIPE) as daemon:
             try:
                 addresses = _addresses_when_ready(daemon)
-                url = f"ganglion://{addresses['native']}"
-                # Retained, so that the subscriber need not be there first.
-                _output(ganglion, "pub", "--url", url, "--retain", "smoke/test", "it works")
-                got = _output(ganglion, "sub", "--url", url, "--count", "1", "smoke/#")
-                assert "it works" in got, f"published 'it works', received {got!r}"
+                _talk(str(Path(client, "bin", "ganglion")), f"ganglion://{addresses['native']}")
                 page = urlopen(f"http://{addresses['web']}/", timeout=_DEADLINE_S).read()
                 assert b"Ganglion" in page, f"the page is {page!r}"
                 daemon.send_signal(signal.SIGTERM)
@@ -41,6 +46,34 @@ def main(ganglion: str) -> None:
             finally:
                 daemon.kill()
         assert daemon.returncode == 0, f"SIGTERM ended the daemon with {daemon.returncode}"
+
+
+def _check_client_alone(programs: Path) -> None:
+    """The client has no package of the node, and says so where one would be needed."""
+    python, ganglion = str(programs / "python"), str(programs / "ganglion")
+    find = f"import importlib.util as u; print(*filter(u.find_spec, {_OF_THE_NODE}))"
+    found = _output(python, "-c", find)
+    assert not found, f"a client needs none of {found}"
+    names = "import ganglion; print(*(getattr(ganglion, name) for name in ganglion.__all__))"
+    assert "GanglionError" in _output(python, "-c", names)
+    shown = _output(python, "-m", "ganglion", "--help")
+    assert "Run the broker" in shown, f"the help is {shown!r}"
+    refused = _run(ganglion, "serve")
+    assert refused.returncode == 69, f"`ganglion serve` ended with {refused.returncode}"
+    assert "pip install 'ganglion[broker]'" in refused.stderr, refused.stderr
+    assert refused.stderr.count("\n") == 1, refused.stderr
+
+
+def _talk(ganglion: str, url: str) -> None:
+    """Publish and receive, send to a queue and consume from it."""
+    # Retained, so that the subscriber need not be there first.
+    _output(ganglion, "pub", "--url", url, "--retain", "smoke/test", "it works")
+    got = _output(ganglion, "sub", "--url", url, "--count", "1", "smoke/#")
+    assert "it works" in got, f"published 'it works', received {got!r}"
+    _output(ganglion, "queue", "declare", "jobs", "--url", url)
+    _output(ganglion, "queue", "send", "jobs", "to do", "--url", url)
+    got = _output(ganglion, "queue", "consume", "jobs", "--count", "1", "--url", url)
+    assert "to do" in got, f"sent 'to do', consumed {got!r}"
 
 
 def _addresses_when_ready(daemon: subprocess.Popen[bytes]) -> dict[str, str]:
@@ -60,4 +93,4 @@ def _addresses_when_ready(daemon: subprocess.Popen[bytes]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2])

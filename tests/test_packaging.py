@@ -25,8 +25,14 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf
 IMPORTED_AS = {"argon2-cffi": "argon2", "prometheus-client": "prometheus_client"}
 """Distributions whose import name is not their own."""
 
-FOR_LATER: dict[str, str] = {}
-"""Dependencies that no module imports yet, and what they are for (DESIGN section 9)."""
+FOR_LATER = {
+    "anyio": "connections of the Python client under trio and asyncio",
+    "msgspec": "messages of the Python client as structs",
+}
+"""Dependencies that no module imports yet, and what they are for."""
+
+CLIENT = re.compile(r"ganglion/(__init__|__main__|clients/.*)\.py")
+"""Modules that work where a client alone is installed, with whatever they import."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -100,7 +106,7 @@ def test_wheel_carries_licence_and_commands(built: tuple[Path, Path]) -> None:
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
         described = archive.read(f"{info}/METADATA").decode()
     assert licence == (ROOT / "LICENSE").read_bytes()
-    assert "ganglion = ganglion.broker.daemon.cli:main" in entry_points
+    assert "ganglion = ganglion.clients.command_line.root:main" in entry_points
     assert "License-Expression: Apache-2.0" in described
     assert "Requires-Python: >=3.11" in described
 
@@ -168,31 +174,81 @@ def test_folders_with_modules_are_packages() -> None:
     assert [each for each in folders if not (each / "__init__.py").is_file()] == []
 
 
-def test_what_is_imported_is_required() -> None:
-    """Each third-party module that is imported is a declared dependency, and none is superfluous.
+def import_name_of(name: str) -> str:
+    """The import name of a module whose path in the package is given."""
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imports_when_run(source: str) -> set[str]:
+    """What a module imports at run time, in functions too; ``from a import b`` gives a and a.b."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        match waiting.pop():
+            case ast.If(test=ast.Name(id="TYPE_CHECKING"), orelse=otherwise):
+                waiting += otherwise
+            case ast.Import(names=names):
+                found |= {each.name for each in names}
+            case ast.ImportFrom(module=str(module), names=names):
+                found |= {module, *(f"{module}.{each.name}" for each in names)}
+            case node:
+                inside = ast.iter_child_nodes(node)
+                waiting += [each for each in inside if not isinstance(each, ast.expr)]
+    return found
+
+
+def imports_of_client() -> set[str]:
+    """What the modules of a client import, and the modules that these import, and so on."""
+    sources = {import_name_of(name): path for name, path in modules()}
+    waiting = [import_name_of(name) for name, _ in modules() if CLIENT.fullmatch(name)]
+    assert "ganglion.clients.command_line.root" in waiting
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in sources:
+            waiting += [name.rpartition(".")[0]] if "." in name else []
+            waiting += imports_when_run(sources[name].read_text("utf-8"))
+    return seen
+
+
+def foreign(imported: set[str]) -> set[str]:
+    """The packages of others among what is imported."""
+    roots = {each.split(".")[0] for each in imported}
+    return roots - set(sys.stdlib_module_names) - {"ganglion"}
+
+
+def required(requirements: list[str]) -> set[str]:
+    """What is imported of the distributions in a list of requirements."""
+    return {IMPORTED_AS.get(each, each) for each in names_of_requirements(requirements)}
+
+
+def test_what_a_client_imports_is_required_and_nothing_else() -> None:
+    """`pip install ganglion` brings what a client imports, and no package that it does not."""
+    client = required(PROJECT["dependencies"])
+    assert foreign(imports_of_client()) | set(FOR_LATER) == client
+
+
+def test_what_a_node_imports_is_required_and_nothing_else() -> None:
+    """`ganglion[broker]` adds exactly what the rest of the package imports besides.
 
     pytest is imported by the pytest plugin alone, which only pytest loads.
     """
     imported: set[str] = set()
     for name, path in modules():
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            found: list[str] = []
-            if isinstance(node, ast.Import):
-                found = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module is not None:
-                found = [node.module]
-            roots = {each.split(".")[0] for each in found}
-            if name == "ganglion/pytest_plugin.py":
-                roots -= {"pytest"}
-            imported |= roots
-    foreign = imported - set(sys.stdlib_module_names) - {"ganglion"}
-    required = names_of_requirements(PROJECT["dependencies"])
-    assert foreign == {IMPORTED_AS.get(each, each) for each in required - set(FOR_LATER)}
+        found = foreign(imports_when_run(path.read_text("utf-8")))
+        imported |= found - {"pytest"} if name == "ganglion/pytest_plugin.py" else found
+    node = required(PROJECT["optional-dependencies"]["broker"])
+    client = required(PROJECT["dependencies"])
+    assert imported - client == node
+    assert not client & node
 
 
 def test_every_dependency_has_a_tested_lower_bound() -> None:
     """Each runtime dependency names the oldest version that .ci/run tries, and no newest one."""
-    for requirement in PROJECT["dependencies"]:
+    for requirement in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["broker"]]:
         assert re.fullmatch(r"[a-z0-9-]+>=\d+(\.\d+)+", requirement)
 
 

@@ -1,9 +1,11 @@
-"""The ``ganglion`` command.
+"""The commands of ``ganglion`` that are the node's own.
 
 Thin: it declares commands and options, and turns errors into one line and an exit code. What a
 command does is in the modules beside this one, each imported only when its command runs, so that
-``ganglion version`` does not pay for what ``ganglion serve`` needs. The commands that work against
-a running node are in `ganglion.clients.command_line`, whose `failures` has the exit codes of all.
+``ganglion limits`` does not pay for what ``ganglion serve`` needs, and that all of them can show
+their help where a client alone is installed. `ganglion.clients.command_line` has the rest: the
+command itself (`root`), the commands that work against a running node, the exit codes of all
+(`failures`).
 """
 
 import re
@@ -11,45 +13,28 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ganglion import GanglionError, __version__
+from ganglion import GanglionError
 from ganglion.clients.command_line.connecting import options
-from ganglion.clients.command_line.context_commands import context
 from ganglion.clients.command_line.failures import (
     EXIT_CONFIGURATION,
     EXIT_INTERNAL,
-    EXIT_INTERRUPTED,
     EXIT_NO,
     EXIT_UNAVAILABLE,
     Failure,
 )
-from ganglion.clients.command_line.messaging import pub, sub
-from ganglion.clients.command_line.queues import queue
 from ganglion.clients.command_line.rendering import echo_columns
-from ganglion.clients.command_line.requests import request, serve_reply
-from ganglion.clients.command_line.streams import stream
 
 if TYPE_CHECKING:
     from ganglion.broker.daemon.config import Configuration, Flag
 
-__all__ = ["cli", "main"]
+__all__ = ["acl", "check", "health", "limits", "passwd", "serve", "store", "token"]
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
-
-
-def main() -> NoReturn:
-    """Run the command line of this process and end the process with its exit code."""
-    try:
-        sys.exit(cli.main(prog_name="ganglion", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(EXIT_INTERRUPTED)
 
 
 @contextmanager
@@ -215,18 +200,7 @@ def _load(config: Path | None, options: dict[str, Any], *, serving: bool) -> "Co
     return load(file=config, flags=_flags(options), serving=serving)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-def cli() -> None:
-    """Ganglion: a lightweight message broker and event mesh."""
-
-
-@cli.command()
-def version() -> None:
-    """Print the version."""
-    click.echo(f"ganglion {__version__}")
-
-
-@cli.command()
+@click.command()
 @_configuration_options
 def serve(config: Path | None, **options: Any) -> None:
     """Run the broker until it is told to stop.
@@ -240,7 +214,7 @@ def serve(config: Path | None, **options: Any) -> None:
         app.run(lambda: _load(config, options, serving=True))
 
 
-@cli.command()
+@click.command()
 @_configuration_options
 def check(config: Path | None, **options: Any) -> None:
     """Validate a configuration and say where each value comes from.
@@ -266,7 +240,7 @@ def check(config: Path | None, **options: Any) -> None:
     click.echo("The configuration is accepted.")
 
 
-@cli.command()
+@click.command()
 @options(_config_option, _limit_option)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 def limits(config: Path | None, as_json: bool, **options: Any) -> None:
@@ -288,7 +262,7 @@ def limits(config: Path | None, as_json: bool, **options: Any) -> None:
         echo_columns([tuple(map(str, row)) for row in rows])
 
 
-@cli.group()
+@click.group()
 def acl() -> None:
     """Look at who may do what."""
 
@@ -337,7 +311,7 @@ def explain(
         raise click.exceptions.Exit(EXIT_NO)
 
 
-@cli.group()
+@click.group()
 def passwd() -> None:
     """Add, change, delete and list users.
 
@@ -419,7 +393,7 @@ def _new_password(name: str) -> str:
     return password
 
 
-@cli.command()
+@click.command()
 @click.argument("name")
 @click.option(
     "--valid",
@@ -459,7 +433,7 @@ def token(name: str, valid: str, config: Path | None, **options: Any) -> None:
         click.echo(make_token(key, name, time.time() + seconds))
 
 
-@cli.group()
+@click.group()
 def store() -> None:
     """Look at, check, copy and compact the store of a node.
 
@@ -552,7 +526,7 @@ def store_rescue(target: Path, config: Path | None, **options: Any) -> None:
         raise click.exceptions.Exit(EXIT_NO)
 
 
-@cli.command()
+@click.command()
 @click.option(
     "--url",
     help="The broker; without it, the first listener of the configuration.",
@@ -576,7 +550,3 @@ def health(url: str | None, timeout: float, config: Path | None) -> None:
             raise Failure(error.message, EXIT_NO) from None
         raise
     click.echo(answer)
-
-
-for _command in (context, pub, sub, request, serve_reply, queue, stream):
-    cli.add_command(_command)

@@ -7,7 +7,7 @@ has a word for the case:
 1      the answer is no (``check``, ``acl explain``, ``health``, ``store``; there is no such queue,
        stream or context; a command of ``--exec`` failed), or any other error
 69     a node or an address is not available: nobody listens, the port is taken, nobody answers
-       requests for the topic
+       requests for the topic, or a package of the node is not installed
 70     a fault of our own
 75     there was no answer, not enough messages or no room in time: it may work later
 77     the node refused

@@ -1,6 +1,6 @@
 """``python -m ganglion`` is the ``ganglion`` command."""
 
-from ganglion.broker.daemon.cli import main
+from ganglion.clients.command_line.root import main
 
 if __name__ == "__main__":
     main()

@@ -14,6 +14,9 @@ In pytest the fixture ``ganglion_broker`` gives a new broker to each test that n
 
 Each broker listens on a free port of 127.0.0.1, keeps everything in memory, and is ready when the
 context is entered. Without users everything is allowed to everybody.
+
+A broker needs ``pip install 'ganglion[broker]'``: where a client alone is installed, importing this
+module raises `ganglion.BrokerNotInstalled`.
 """
 
 import threading
@@ -23,19 +26,23 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-import trio
+from ganglion import BrokerNotInstalled, GanglionError
 
-from ganglion import GanglionError
-from ganglion.broker.core.access import Access, Rule
-from ganglion.broker.core.authentication import Users
-from ganglion.broker.core.limits import Limits
-from ganglion.broker.core.queue_definition import QueueDefinition
-from ganglion.broker.core.refusals import Log
-from ganglion.broker.core.stream_definition import StreamDefinition
-from ganglion.broker.daemon.app import Broker
-from ganglion.broker.daemon.definitions import parse_queues, parse_streams
-from ganglion.broker.daemon.rules import parse_rules
-from ganglion.broker.net.addresses import Address
+try:
+    import trio
+
+    from ganglion.broker.core.access import Access, Rule
+    from ganglion.broker.core.authentication import Users
+    from ganglion.broker.core.limits import Limits
+    from ganglion.broker.core.queue_definition import QueueDefinition
+    from ganglion.broker.core.refusals import Log
+    from ganglion.broker.core.stream_definition import StreamDefinition
+    from ganglion.broker.daemon.app import Broker
+    from ganglion.broker.daemon.definitions import parse_queues, parse_streams
+    from ganglion.broker.daemon.rules import parse_rules
+    from ganglion.broker.net.addresses import Address
+except ModuleNotFoundError as error:
+    raise BrokerNotInstalled(error.name) from error
 
 __all__ = ["InvalidOption", "RunningBroker", "broker", "broker_thread"]
 

@@ -13,9 +13,10 @@ from ganglion import __version__
 from ganglion.broker.core.limits import Limits, describe_limits
 from ganglion.broker.core.tokens import InvalidToken, user_of_token
 from ganglion.broker.daemon import app
-from ganglion.broker.daemon.cli import cli
+from ganglion.broker.daemon.cli import serve
 from ganglion.broker.daemon.settings import KEYS
 from ganglion.clients.command_line import failures
+from ganglion.clients.command_line.root import cli
 from ganglion.testing import RunningBroker
 
 LIMITS_AND_REASONS = {name: why for name, _, why in describe_limits(Limits())}
@@ -44,7 +45,10 @@ def test_version() -> None:
 def every_command() -> list[tuple[str, click.Command]]:
     """Each command by its full name, those in groups as well."""
     found: list[tuple[str, click.Command]] = []
-    for name, command in cli.commands.items():
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command is not None
         if isinstance(command, click.Group):
             found += [(f"{name} {inner}", each) for inner, each in command.commands.items()]
         else:
@@ -73,7 +77,7 @@ def test_every_option_is_in_the_guide() -> None:
 
 def test_the_flags_that_keys_name_are_options_of_serve() -> None:
     """What ganglion check calls a flag of a key can be given to ganglion serve."""
-    flags = {flag for option in cli.commands["serve"].params for flag in option.opts}
+    flags = {flag for option in serve.params for flag in option.opts}
     assert {key.flag for key in KEYS.values() if key.flag is not None} <= flags
 
 

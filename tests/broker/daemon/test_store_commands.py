@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ganglion.broker.daemon.cli import cli
 from ganglion.broker.daemon.store_commands import (
     backup_store,
     rescue_store,
@@ -19,6 +18,7 @@ from ganglion.broker.daemon.store_commands import (
 )
 from ganglion.broker.store import Kind, StoreError
 from ganglion.clients.command_line.failures import Failure
+from ganglion.clients.command_line.root import cli
 from tests.broker.store.stores import Core, commit, contents, open_rocks
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from ganglion.broker.daemon.cli import cli
 from ganglion.clients.addresses import NodeAddress
 from ganglion.clients.command_line import connection as command_connection
 from ganglion.clients.command_line.connection import BlockingClient
+from ganglion.clients.command_line.root import cli
 from ganglion.clients.command_line.streams import parse_time
 from ganglion.protocols.native.operations import Operation
 from ganglion.testing import RunningBroker, broker_thread

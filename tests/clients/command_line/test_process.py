@@ -153,9 +153,9 @@ def test_a_token_lets_in(tmp_path: Path) -> None:
 def test_help_and_version_import_no_broker() -> None:
     """What only shows help pays neither for the broker nor for a protocol."""
     code = (
-        "import sys; from ganglion.broker.daemon.cli import cli; "
+        "import sys; from ganglion.clients.command_line.root import cli; "
         "cli(['queue', 'consume', '--help'], standalone_mode=False); "
-        "print([n for n in sys.modules if n.startswith(('ganglion.broker.core', 'trio', "
+        "print([n for n in sys.modules if n.startswith(('ganglion.broker', 'trio', "
         "'msgpack', 'wsproto', 'ganglion.protocols'))], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
