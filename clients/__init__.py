@@ -1,5 +1,10 @@
 """Programs and libraries that use a node over the native protocol, and never import the broker.
 
-`addresses`, `errors`, `conversation` and `websocket` are what every client needs, sans-I/O;
+The Python client, from the inside outwards. Sans-I/O: `addresses`, `errors`, `codecs`, `messages`,
+`tracing`, `conversation` (ids and answers of one connection) and `websocket`. On anyio: `transport`
+moves bytes, `link` is one connection, `session` is what outlives connections. What goes over a
+session: `publishing`, `channels` (what comes until it is closed) with `subscriptions`, `queues`,
+`streams` and `requests`, and `retained`. `mesh` is the face of all that.
+
 `command_line` holds the client commands of ``ganglion``; ``js`` what browsers load.
 """

@@ -8,8 +8,9 @@ to a ping or to a challenge of a `Login`, is in `Conversation.replies`.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from ganglion.clients.errors import ConnectionLost, Refused
 from ganglion.protocols.native.frames import Frame, FrameError, FrameLimits, FrameReader, pack
@@ -25,8 +26,20 @@ FRAME_LIMITS: Final = FrameLimits(128 * 1024 * 1024, array_max=65_536, map_max=6
 arrays and maps have more members than those of clients; a node is not a stranger."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+_ANSWERS: Final = frozenset(
+    (
+        Operation.OK,
+        Operation.REPLY,
+        Operation.CONFIRMED,
+        Operation.ERROR,
+        Operation.PING,
+        Operation.CHALLENGE,
+    )
+)
+"""The frames that are looked into here; all others are passed on with one look-up."""
+
+
+class Answer(Struct, frozen=True):
     """What the node said to a request."""
 
     id: int
@@ -48,11 +61,16 @@ class Answer:
 class Conversation:
     """One connection: which requests are open, and what the node says to them."""
 
-    def __init__(self, login: "Login | None" = None) -> None:
-        """``login`` says who the client is; without one the options of hello do, or nobody."""
+    def __init__(self, login: "Login | None" = None, *, ids: Iterator[int] | None = None) -> None:
+        """``login`` says who the client is; without one the options of hello do, or nobody.
+
+        ``ids`` is where the numbers of requests come from, if not from 1 on.
+        Those of publishes ascend over the whole life of a producer, so a client that outlives its
+        connections has one row of numbers for all of them.
+        """
         self._login = login
         self._reader = FrameReader(FRAME_LIMITS)
-        self._ids = itertools.count(1)
+        self._ids = itertools.count(1) if ids is None else ids
         self._publishes: dict[int, None] = {}  # in the order in which they are answered
         self._hello = 0
         self._singles: set[int] = set()  # requests that `reply` answers for good
@@ -77,6 +95,10 @@ class Conversation:
             self._singles.add(number)
         return number, pack((int(operation), number, *_trimmed(elements)))
 
+    def sent_again(self, number: int) -> None:
+        """A publish of an earlier connection goes out on this one, before all new ones."""
+        self._publishes[number] = None
+
     def notice(self, operation: Operation, *elements: object) -> bytes:
         """A frame that is not answered."""
         return pack((int(operation), *_trimmed(elements)))
@@ -90,8 +112,12 @@ class Conversation:
         """
         try:
             self._reader.feed(data)
-            while (frame := self._reader.next()) is not None:
-                yield from self._on_frame(frame)
+            following = self._reader.next
+            while (frame := following()) is not None:
+                if frame[0] in _ANSWERS:
+                    yield from self._on_answer(frame)
+                else:
+                    yield frame
         except (FrameError, IndexError, TypeError, ValueError) as error:
             if not self.is_greeted:
                 raise ConnectionLost(
@@ -99,7 +125,7 @@ class Conversation:
                 ) from None
             raise ConnectionLost(f"the node sent what cannot be read: {error}") from None
 
-    def _on_frame(self, frame: Frame) -> Iterator[Answer | Frame]:
+    def _on_answer(self, frame: Frame) -> Iterator[Answer | Frame]:
         operation = frame[0]
         match operation:
             case Operation.OK:
@@ -112,8 +138,7 @@ class Conversation:
                 self._singles.discard(frame[1])
                 yield Answer(frame[1], operation, frame[2:])
             case Operation.CONFIRMED:
-                for number in [n for n in self._up_to(frame[2]) if n >= frame[1]]:
-                    del self._publishes[number]
+                for number in self._confirmed(frame[1], frame[2]):
                     yield Answer(number, operation, frame[3:])
             case Operation.ERROR:
                 yield self._on_error(frame)
@@ -125,12 +150,17 @@ class Conversation:
             case _:
                 yield frame
 
-    def _up_to(self, last: int) -> list[int]:
-        return list(itertools.takewhile(lambda number: number <= last, self._publishes))
+    def _confirmed(self, first: int, last: int) -> list[int]:
+        """Publishes from first to last; they are open no more. Earlier ones are refused by name."""
+        until_last = itertools.takewhile(lambda number: number <= last, self._publishes)
+        numbers = [number for number in until_last if number >= first]
+        for number in numbers:
+            del self._publishes[number]
+        return numbers
 
     def _on_error(self, frame: Frame) -> Answer:
         number, code, text = frame[1], frame[2], frame[3]
-        refused = Refused(code, text, frame[4] if len(frame) > 4 else None)
+        refused = Refused.of(code, text, frame[4] if len(frame) > 4 else None)
         self.is_greeted = True
         if number == 0 and code in FATAL:
             raise refused

@@ -1,0 +1,238 @@
+"""Requests: asking one responder or all of them, and answering as a service."""
+
+from types import TracebackType
+from typing import Any, Final, Self, Unpack
+
+import anyio
+from msgspec import field
+
+from ganglion.clients.channels import Attached, Channel, Channels
+from ganglion.clients.errors import BadOption, ClientError
+from ganglion.clients.link import Call, Link
+from ganglion.clients.messages import Message, MessageOptions, properties_in
+from ganglion.clients.session import Session
+from ganglion.clients.tracing import continuing
+from ganglion.protocols.native.frames import Frame
+from ganglion.protocols.native.operations import CREDIT_MAX, Operation
+
+__all__ = ["Request", "Service", "gather", "request"]
+
+_GRACE_S: Final = 1.0
+"""How much longer than the node a gathering waits: the node's word at the deadline is its end."""
+
+
+async def request(
+    session: Session,
+    topic: str,
+    value: object,
+    *,
+    timeout_s: float,
+    repeat: bool,
+    about: MessageOptions,
+) -> Message:
+    """Ask one responder, and give its reply."""
+    if not timeout_s > 0:
+        raise BadOption(f"timeout_s must be above 0, not {timeout_s:g}")
+    _, payload, properties = session.publication(topic, value, about)
+    options: dict[str, Any] = {"timeout_s": timeout_s}
+    if repeat:
+        options["repeat"] = True
+    elements = (topic, payload, properties, options)
+    answer = await session.call(
+        Operation.REQUEST, elements, timeout_s=timeout_s, again=repeat, cancel=True
+    )
+    return _reply(session, topic, answer)
+
+
+async def gather(
+    session: Session,
+    topic: str,
+    value: object,
+    *,
+    timeout_s: float,
+    at_most: int | None,
+    about: MessageOptions,
+) -> list[Message]:
+    """Ask all responders, and give the replies that came until the end."""
+    if not timeout_s > 0:
+        raise BadOption(f"timeout_s must be above 0, not {timeout_s:g}")
+    if at_most is not None and at_most < 1:
+        raise BadOption(f"at_most must be 1 or more, not {at_most}")
+    _, payload, properties = session.publication(topic, value, about)
+    options: dict[str, Any] = {"timeout_s": timeout_s}
+    if at_most is not None:
+        options["count"] = at_most
+    replies: list[Message] = []
+    waiting = Call(on_part=lambda frame: replies.append(_reply(session, topic, frame[2:])))
+    with anyio.move_on_after(timeout_s + _GRACE_S):
+        link = await session.sending()
+        number = link.ask(waiting, Operation.GATHER, topic, payload, properties, options)
+        link.channels[number] = waiting
+        try:
+            await waiting.wait()
+        finally:
+            link.channels.pop(number, None)
+            if link.calls.pop(number, None) is not None and link.error is None:
+                link.notify(Operation.CANCEL, 0, number)
+    return replies
+
+
+def _reply(session: Session, topic: str, elements: tuple[Any, ...]) -> Message:
+    payload, *_ = elements
+    return Message(topic, payload, properties_in(elements, 1), session.settings.codec)
+
+
+class Serving(Attached):
+    """A service on one connection, with the calls that wait for its answer."""
+
+    __slots__ = ("_contexts", "open", "unwanted")
+
+    def __init__(self, channel: Channel[Any], link: Link, number: int) -> None:
+        super().__init__(channel, link, number)
+        self.open: dict[int, None] = {}
+        """Calls that have no answer and that somebody waits for."""
+        self.unwanted: dict[int, anyio.Event] = {}
+        """Of calls whose program wants to know when nobody waits any more."""
+        self._contexts: dict[int, continuing] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self.open)
+
+    def retire(self) -> None:
+        """Take nothing new, and let what is here be answered here."""
+        self.link.notify(Operation.CREDIT, self.number, 0)
+
+    def on_frame(self, frame: Frame) -> None:
+        """A call, or word that one is not wanted any more."""
+        if frame[0] == Operation.CANCELLED:
+            self.close(frame[2])
+        else:
+            super().on_frame(frame)
+
+    def on_lost(self, error: ClientError) -> None:
+        """Nobody can be answered any more."""
+        for call in list(self.open):
+            self.close(call)
+        super().on_lost(error)
+
+    def close(self, call: int) -> bool:
+        """It is answered, or not wanted; False: it was already."""
+        is_open = self.open.pop(call, self) is None
+        unwanted = self.unwanted.pop(call, None)
+        if unwanted is not None:
+            unwanted.set()
+        return is_open
+
+    def answer(self, operation: Operation, call: int, *elements: object) -> bool:
+        """Send the one answer that a call has; False: nobody waits for it."""
+        if not self.close(call):
+            return False
+        self.link.notify(operation, 0, self.number, call, *elements)
+        return True
+
+    def enter(self, call: int, message: Message) -> None:
+        """A program begins to deal with it: what it sends is part of the same trace."""
+        context = continuing(message.headers)
+        if context.__enter__() is not None:
+            self._contexts[call] = context
+
+    def leave(self, call: int, error: BaseException | None) -> None:
+        """A program is done with it: who asks is told when there was no answer."""
+        context = self._contexts.pop(call, None)
+        if context is not None:
+            context.__exit__(None, None, None)
+        if isinstance(error, Exception):
+            self.answer(Operation.FAIL, call, f"{type(error).__name__}: {error}", "error")
+        else:
+            self.answer(Operation.FAIL, call, "the responder gave no answer", "no_answer")
+
+
+class Request(Message, frozen=True, eq=False, kw_only=True):
+    """A request that waits for an answer of this program."""
+
+    call: int
+    at: Serving = field()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it has no answer yet and somebody waits for one."""
+        return self.call in self.at.open
+
+    async def unwanted(self) -> None:
+        """Wait until nobody waits for the answer any more, or it was given."""
+        if self.is_wanted:
+            await self.at.unwanted.setdefault(self.call, anyio.Event()).wait()
+
+    async def reply(self, value: object = b"", **about: Unpack[MessageOptions]) -> bool:
+        """Answer; False: nobody waits for it any more. Does not wait for the network."""
+        channel = self.at.channel
+        assert isinstance(channel, Service)
+        _, payload, properties = channel.session.publication("", value, about)
+        return self.at.answer(Operation.ANSWER, self.call, payload, properties)
+
+    async def fail(self, text: str, code: str | None = None) -> bool:
+        """Say why there is no answer: who asks gets `ResponderFailed` with these."""
+        return self.at.answer(Operation.FAIL, self.call, text, code)
+
+    async def __aenter__(self) -> Self:
+        """Deal with it: what is sent inside carries its correlation and trace on."""
+        self.at.enter(self.call, self)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Left without an answer, or by an exception: who asks is told; it goes on upwards."""
+        self.at.leave(self.call, error)
+
+
+class Service(Channel[Request]):
+    """Requests for the topics that a filter matches."""
+
+    operation = Operation.SERVE
+
+    def __init__(
+        self, session: Session, topic_filter: str, *, group: str | None, concurrency: int
+    ) -> None:
+        channels: Channels = session
+        super().__init__(channels)
+        self.filter = topic_filter
+        self.session = session
+        self._group = group
+        self._concurrency = concurrency
+
+    def check(self) -> None:
+        """It takes at least one request at a time."""
+        if not 1 <= self._concurrency <= CREDIT_MAX:
+            raise BadOption(f"concurrency must be from 1 to {CREDIT_MAX:,}")
+
+    def opening(self) -> tuple[object, ...]:
+        """Filter and options."""
+        options: dict[str, Any] = {"credit": self._concurrency}
+        if self._group is not None:
+            options["group"] = self._group
+        return (self.filter, options)
+
+    def attachment(self, link: Link, number: int) -> Attached:
+        """Calls are of one connection."""
+        return Serving(self, link, number)
+
+    def on_frame(self, frame: Frame, at: Attached) -> None:
+        """A call came."""
+        assert isinstance(at, Serving)
+        about = properties_in(frame, 5)
+        at.open[frame[2]] = None
+        codec = self.session.settings.codec
+        self.give(Request(frame[3], frame[4], about, codec, call=frame[2], at=at))
+
+    def on_detached(self, at: Attached, error: ClientError) -> None:
+        """What nobody has taken can be answered no more."""
+        kept = [each for each in self._buffer if each.at is not at]
+        self._buffer.clear()
+        self._buffer.extend(kept)
+        super().on_detached(at, error)
