@@ -12,7 +12,7 @@ import msgspec
 
 from ganglion.clients.errors import BadOption, NotDecodable
 
-__all__ = ["JSON", "MSGPACK", "Codec", "ValueCodec"]
+__all__ = ["JSON", "MSGPACK", "Codec", "ValueCodec", "decoded"]
 
 _T = TypeVar("_T")
 

@@ -25,7 +25,7 @@ from ganglion.clients.transport import Transport, open_transport
 from ganglion.protocols.native.frames import Frame
 from ganglion.protocols.native.operations import Code, Operation
 
-__all__ = ["Answered", "Attachment", "Call", "Link"]
+__all__ = ["Answered", "Attachment", "Call", "Link", "raised"]
 
 _OUTPUT_HIGH_BYTES: Final = 1024 * 1024
 """Above this much that waits to be sent, who wants to send more has to wait."""

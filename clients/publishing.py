@@ -19,7 +19,7 @@ from ganglion.clients.link import Link, raised
 from ganglion.clients.messages import MessageOptions, Receipt
 from ganglion.protocols.native.operations import Operation
 
-__all__ = ["Outbox", "Outgoing", "Publisher", "Publishes"]
+__all__ = ["Outbox", "Outgoing", "Publisher", "Publishes", "published"]
 
 _BYTES_MAX: Final = 64 * 1024 * 1024
 """Of frames that wait for a confirmation; who wants to publish more has to wait."""
@@ -136,7 +136,7 @@ class Publishes(Protocol):
         ...
 
 
-class Waiting:
+class _Waiting:
     """A task that waits for one publish."""
 
     __slots__ = ("_done", "_result")
@@ -167,7 +167,7 @@ async def published(
     outbox = session.outbox
     if outbox.is_full:
         await outbox.room()
-    waiting = Waiting()
+    waiting = _Waiting()
     outgoing = Outgoing(outbox, operation, waiting.settled)
     outbox.send(await session.sending(), outgoing, *elements)
     try:

@@ -23,7 +23,15 @@ from ganglion.clients.tracing import continuing
 from ganglion.protocols.native.frames import Frame
 from ganglion.protocols.native.operations import BATCH_MAX, CREDIT_MAX, Operation
 
-__all__ = ["Consumer", "Job", "Queue", "QueueDescription", "QueueOptions", "StoredMessage"]
+__all__ = [
+    "Consumer",
+    "Job",
+    "Queue",
+    "QueueDescription",
+    "QueueOptions",
+    "Settling",
+    "StoredMessage",
+]
 
 _NOTHING: Final[dict[str, Any]] = {}
 

@@ -15,7 +15,7 @@ from ganglion.clients.tracing import continuing
 from ganglion.protocols.native.frames import Frame
 from ganglion.protocols.native.operations import CREDIT_MAX, Operation
 
-__all__ = ["Request", "Service", "gather", "request"]
+__all__ = ["Request", "Service", "Serving", "gather", "request"]
 
 _GRACE_S: Final = 1.0
 """How much longer than the node a gathering waits: the node's word at the deadline is its end."""

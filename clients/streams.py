@@ -25,12 +25,14 @@ from ganglion.protocols.native.operations import CREDIT_MAX, Operation
 __all__ = [
     "Appended",
     "Follower",
+    "Following",
     "GroupFollower",
     "GroupRecord",
     "Stream",
     "StreamDescription",
     "StreamGroup",
     "StreamOptions",
+    "records_of",
 ]
 
 _NOTHING: Final[dict[str, Any]] = {}
