@@ -16,12 +16,14 @@ Nobody to ask is an immediate error (`RequestRefused`), and so is a limit. Every
 a request does not outlive the node or its requester.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from secrets import randbits
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct, field
 
 from ganglion import GanglionError
 from ganglion.broker.core.access import Client
@@ -81,8 +83,7 @@ class RequestRefused(GanglionError):
         self.outcome = outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(Struct, frozen=True):
     """How a request ended, for its requester."""
 
     outcome: Outcome
@@ -108,49 +109,28 @@ class Requester(Protocol):
         ...
 
 
-class _Pending:
-    """A request that has not ended."""
+class _Pending(Struct, eq=False):
+    """A request that has not ended. A `Struct`, as `Message` is one: there is one for each."""
 
-    __slots__ = (
-        "answered",
-        "asked",
-        "attempts_left",
-        "deadline",
-        "id",
-        "is_asking",
-        "is_over",
-        "kept_bytes",
-        "message",
-        "requester",
-        "tag",
-        "timer",
-        "topic",
-        "waiting",
-        "wanted",
-    )
-
-    def __init__(
-        self, request_id: int, requester: Requester, tag: Hashable, topic: str, deadline: float
-    ) -> None:
-        self.id = request_id
-        self.requester = requester
-        self.tag = tag
-        self.topic = topic
-        self.deadline = deadline
-        self.waiting: dict[Responder, None] = {}
-        """Who was asked and has not answered."""
-        self.asked = 0
-        self.answered = 0
-        self.wanted: int | None = 1
-        """How many answers are enough; None: from all that were asked."""
-        self.attempts_left = 0
-        self.message: Message | None = None
-        """Kept where the request may be repeated."""
-        self.kept_bytes = 0
-        self.is_asking = True
-        """Others may still be asked: that nobody is waited for does not end it."""
-        self.is_over = False
-        self.timer: Timer | None = None
+    id: int
+    requester: Requester
+    tag: Hashable
+    deadline: float
+    waiting: dict[Responder, None] = field(default_factory=dict[Responder, None])
+    """Who was asked and has not answered."""
+    asked: int = 0
+    answered: int = 0
+    wanted: int | None = 1
+    """How many answers are enough; None: from all that were asked."""
+    attempts_left: int = 0
+    message: Message | None = None
+    """Kept where the request may be repeated."""
+    kept_bytes: int = 0
+    is_asking: bool = True
+    """Others may still be asked: that nobody is waited for does not end it."""
+    is_over: bool = False
+    timer: Timer | None = None
+    """Where it does not end in its turn (`Requests._row`)."""
 
 
 class Requests:
@@ -179,6 +159,11 @@ class Requests:
         self._as_responder = as_responder
         self._first_id = self._next_id = randbits(_ID_BITS) + 1
         self._pending: dict[int, _Pending] = {}
+        self._row: OrderedDict[int, _Pending] = OrderedDict()
+        """Those whose deadlines come one after the other, as those of equal timeouts do: one timer
+        is enough for them all. A timer for each was a tenth of the cost of a request."""
+        self._row_end = 0.0  # the deadline of the last that joined the row
+        self._row_timer: Timer | None = None  # for its first, or one that has ended since
         self._by_requester: dict[Requester, dict[Hashable, _Pending]] = {}
         self._by_responder: dict[Responder, dict[int, _Pending]] = {}
         self._services: dict[Responder, dict[tuple[str, str], Service]] = {}
@@ -328,6 +313,11 @@ class Requests:
         if not pending.is_over:
             self._end_if_complete(pending)
 
+    def has(self, requester: Requester, tag: Hashable) -> bool:
+        """Whether a request that the requester named so has not ended."""
+        own = self._by_requester.get(requester)
+        return own is not None and tag in own
+
     def cancel(self, requester: Requester, tag: Hashable) -> bool:
         """The requester does not want it any more and hears no more of it; False: it is over."""
         pending = self._by_requester.get(requester, {}).get(tag)
@@ -364,13 +354,27 @@ class Requests:
         deadline = self._timers.now + min(timeout_s, limits.request_timeout_max_s)
         request_id = self._next_id
         self._next_id += 1
-        pending = _Pending(request_id, requester, tag, message.topic, deadline)
-        pending.timer = self._timers.at(deadline, partial(self._time_over, pending))
-        self._pending[request_id] = pending
+        pending = self._pending[request_id] = _Pending(request_id, requester, tag, deadline)
+        self._watch(pending, deadline)
         if own is None:
             own = self._by_requester[requester] = {}
         own[tag] = pending
         return pending
+
+    def _watch(self, pending: _Pending, deadline: float) -> None:
+        """End it at its deadline."""
+        row = self._row
+        if deadline < self._row_end:
+            if row:
+                pending.timer = self._timers.at(deadline, partial(self._time_over, pending))
+                return
+            if self._row_timer is not None:  # for one that has ended: it would be too late now
+                self._row_timer.cancel()
+                self._row_timer = None
+        row[pending.id] = pending
+        self._row_end = deadline
+        if self._row_timer is None:
+            self._row_timer = self._timers.at(deadline, self._first_is_over)
 
     def _candidates(self, topic: str) -> Candidates:
         route = self._router.route(topic)
@@ -409,15 +413,15 @@ class Requests:
         passed_over: dict[Responder, None],
     ) -> None:
         """Ask the best that can take it; raises `RequestRefused` if none can."""
-        tier = next(
-            (each for each in candidates.tiers if any(one[0] not in passed_over for one in each)),
-            None,
-        )
-        if tier is None:
-            topic = message.topic
-            raise RequestRefused(
-                Outcome.NO_RESPONDER, f"nobody else answers requests for {topic!r}"
-            )
+        tiers = candidates.tiers
+        if passed_over:
+            tiers = [each for each in tiers if any(one[0] not in passed_over for one in each)]
+            if not tiers:
+                topic = message.topic
+                raise RequestRefused(
+                    Outcome.NO_RESPONDER, f"nobody else answers requests for {topic!r}"
+                )
+        tier = tiers[0]
         pending.is_asking = True
         while (found := candidates.choose(tier, self._load, passed_over)) is not None:
             if self._ask(pending, found, message):
@@ -492,6 +496,19 @@ class Requests:
                 outcome, text, code = Outcome.ANSWERED, "", ""
             self._end(pending, outcome, text, code)
 
+    def _first_is_over(self, now: float) -> None:
+        """The time of the first of the row is over, if it has not ended before."""
+        self._row_timer = None
+        row = self._row
+        over = None
+        if row and next(iter(row.values())).deadline <= now:
+            over = row.popitem(last=False)[1]
+        if row:
+            deadline = next(iter(row.values())).deadline
+            self._row_timer = self._timers.at(deadline, self._first_is_over)
+        if over is not None:
+            self._time_over(over, now)
+
     def _time_over(self, pending: _Pending, _now: float) -> None:
         pending.timer = None
         self._end(pending, Outcome.DEADLINE, "there was no answer in time")
@@ -508,6 +525,8 @@ class Requests:
         if pending.timer is not None:
             pending.timer.cancel()
             pending.timer = None
+        else:
+            self._row.pop(pending.id, None)
         self._kept_bytes -= pending.kept_bytes
         pending.message = None
         pending.attempts_left = 0

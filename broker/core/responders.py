@@ -12,6 +12,8 @@ whatever changes them (a service, a subscription, a connection, the rules) inval
 from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from msgspec import Struct
+
 from ganglion.broker.core.access import Client
 from ganglion.broker.core.message import PLAIN_TERMS, Terms
 
@@ -66,28 +68,18 @@ class Service:
         """Of those in one group with the same filter a gather asks one; empty: it is asked."""
 
 
-class Request:
-    """What one responder is asked."""
+class Request(Struct, eq=False):
+    """What one responder is asked. A `Struct`, as `Message` is one: there is one for each."""
 
-    __slots__ = ("deadline", "id", "message", "service", "terms")
-
-    def __init__(
-        self,
-        request_id: int,
-        message: "Message",
-        deadline: float,
-        service: Service | None,
-        terms: Terms,
-    ) -> None:
-        self.id = request_id
-        """Names it in the answer; unique on this node, below 2^53, never used again."""
-        self.message = message
-        self.deadline = deadline
-        """When nobody waits any more, in seconds of the node's monotonic clock."""
-        self.service = service
-        """By which of its services the responder is asked; None: as a subscriber."""
-        self.terms = terms
-        """On what terms a subscriber gets it; plain ones for a service."""
+    id: int
+    """Names it in the answer; unique on this node, below 2^53, never used again."""
+    message: "Message"
+    deadline: float
+    """When nobody waits any more, in seconds of the node's monotonic clock."""
+    service: Service | None
+    """By which of its services the responder is asked; None: as a subscriber."""
+    terms: Terms
+    """On what terms a subscriber gets it; plain ones for a service."""
 
 
 Candidate: TypeAlias = tuple[Responder, Service | None, Terms]
@@ -146,6 +138,10 @@ class Candidates:
         `load` is how many requests a responder has not answered. Equals take turns.
         """
         count = len(candidates)
+        if count == 1:
+            responder = candidates[0][0]
+            has_room = load(responder) < responder.capacity and responder not in passed_over
+            return candidates[0] if has_room else None
         start = self._turn
         best: Candidate | None = None
         best_rank = (0, 0)

@@ -31,7 +31,7 @@ def element(frame: Frame, at: int) -> object:
 
 def text_at(frame: Frame, at: int, name: str) -> str:
     """Text, which must be there."""
-    value = element(frame, at)
+    value = frame[at] if at < len(frame) else None
     if type(value) is not str or "\0" in value:
         raise invalid(f"{name} must be text")
     return value
@@ -39,15 +39,19 @@ def text_at(frame: Frame, at: int, name: str) -> str:
 
 def data_at(frame: Frame, at: int, name: str) -> bytes:
     """Bytes, which must be there."""
-    value = bytes_of(element(frame, at))
-    if value is None:
+    value = frame[at] if at < len(frame) else None
+    data = value if type(value) is bytes else bytes_of(value)
+    if data is None:
         raise invalid(f"{name} must be bytes")
-    return value
+    return data
 
 
 def whole_at(frame: Frame, at: int, name: str, most: int = ID_MAX) -> int:
     """A whole number from 0 on, which must be there."""
-    return _whole(element(frame, at), name, most)
+    value = frame[at] if at < len(frame) else None
+    if type(value) is not int or not 0 <= value <= most:
+        raise invalid(f"{name} must be a whole number from 0 to {most}")
+    return value
 
 
 def seconds_at(frame: Frame, at: int, name: str) -> float | None:
@@ -62,7 +66,7 @@ def numbers_at(frame: Frame, at: int, name: str) -> tuple[int, ...]:
     """One whole number or an array of them."""
     value = element(frame, at)
     if type(value) is int:
-        return (_whole(value, name, ID_MAX),)
+        return (whole_at(frame, at, name),)
     if is_array(value) and len(value) <= BATCH_MAX and all(type(each) is int for each in value):
         return cast("tuple[int, ...]", value)
     raise invalid(f"{name} must be a whole number, or an array of at most {BATCH_MAX} of them")
@@ -72,16 +76,10 @@ def options_at(frame: Frame, at: int) -> "Options":
     """A map by name, empty where it is left out."""
     value = element(frame, at)
     if value is None:
-        return Options({})
+        return _NO_OPTIONS
     if not is_map(value):
         raise invalid("options must be a map")
     return Options(value)
-
-
-def _whole(value: object, name: str, most: int) -> int:
-    if type(value) is not int or not 0 <= value <= most:
-        raise invalid(f"{name} must be a whole number from 0 to {most}")
-    return value
 
 
 class Options:
@@ -147,3 +145,6 @@ class Options:
         if not is_number(value, most):
             raise invalid(f"option {name} must be a number of seconds from 0 to {most:g}")
         return cast("float", value)
+
+
+_NO_OPTIONS = Options({})

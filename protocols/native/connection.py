@@ -57,6 +57,7 @@ _EVERY_QOS = 0b000111  # a publish mask that allows every QoS without retain
 _NO_ROUTES: dict[bytes, Route] = {}  # stands for none yet
 
 _MESSAGE = int(Operation.MESSAGE)
+_PUBLISH = int(Operation.PUBLISH)
 _OK = int(Operation.OK)
 _ERROR = int(Operation.ERROR)
 _FIRST_OF_RUN = 0x93  # an array of three elements: a message without properties
@@ -213,7 +214,7 @@ class NativeConnection:
         """Read every whole frame; the beginning of one more is kept. Raises `FrameError`."""
         node = self.server.node
         statistics = node.statistics
-        routes = self._routes if not node.is_full else _NO_ROUTES
+        routes: dict[bytes, Route] | None = None  # not looked for yet
         form = self.form
         size = len(data)
         reader, self._reader = self._reader, None
@@ -229,8 +230,11 @@ class NativeConnection:
             if reader is None or reader.end - before == pos:  # at the beginning of a frame
                 if pos >= size:
                     break
-                if data[pos] == _FIRST_OF_RUN and size - pos > 4 and data[pos + 1] == _MESSAGE:
+                first, second = data[pos], data[pos + 1] if pos + 1 < size else 0
+                if first == _FIRST_OF_RUN and second == _MESSAGE and size - pos > 4:
                     # A message without properties, by index; as in `MqttConnection`.
+                    if routes is None:
+                        routes = self._routes if not node.is_full else _NO_ROUTES
                     kind = data[pos + 2]
                     if 0xA0 <= kind < 0xC0:  # fixstr
                         start = pos + 3
@@ -282,7 +286,7 @@ class NativeConnection:
                             reader.skipped(stop - pos)
                         pos = stop
                         continue
-                if data[pos] == FIRST_OF_PUBLISH and not node.is_full:
+                if first == FIRST_OF_PUBLISH and second == _PUBLISH and not node.is_full:
                     stop = publish_run(self, data, pos, self.known_route_by_key)
                     if stop != pos:
                         packets += 1
@@ -294,7 +298,7 @@ class NativeConnection:
             if not is_fed:
                 reader = self.server.lend_reader()
                 before = reader.fed - pos
-                reader.feed(memoryview(data)[pos:])
+                reader.feed(memoryview(data)[pos:] if pos else data)
                 is_fed = True
             assert reader is not None
             next_frame = reader.next()
@@ -303,10 +307,10 @@ class NativeConnection:
             packets += 1
             pos = reader.end - before
             self._on_frame(next_frame)
-            routes = self._routes if not node.is_full else _NO_ROUTES
+            routes = None  # that may have changed them
         statistics.packets_received += packets
         if reader is not None:
-            if reader.is_between:
+            if reader.end == reader.fed:
                 self.server.take_back(reader)
             elif not self.is_closed and not self.is_leaving:
                 self._reader = reader
@@ -385,7 +389,7 @@ class NativeConnection:
 
     def write(self, *frame: Any) -> None:
         """Send a frame of these elements; None at its end is left out."""
-        while frame and frame[-1] is None:
+        while frame[-1] is None:
             frame = frame[:-1]
         self.endpoint.write(self.encode(frame))
         self.server.node.statistics.other_packets_sent += 1

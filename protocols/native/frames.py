@@ -76,7 +76,7 @@ UNKNOWN_LIMITS: Final = FrameLimits(64 * 1024, 32, 64)
 class FrameReader:
     """Takes bytes of MessagePack as they come and gives whole frames."""
 
-    __slots__ = ("_budget", "_counted_from", "_fed", "_unpacker", "end", "limits", "read_bytes")
+    __slots__ = ("_budget", "_counted_from", "_unpacker", "end", "fed", "limits", "read_bytes")
 
     def __init__(self, limits: FrameLimits) -> None:
         self.limits = limits
@@ -91,27 +91,21 @@ class FrameReader:
             max_map_len=limits.map_max,
             max_ext_len=0,
         )
-        self._fed = 0
+        self.fed: int = 0
+        """How many bytes were fed, those of `read_bytes` included."""
         self._counted_from: int = -1  # where the frame began whose elements the budget is for
         self.end: int = 0
-        """Where the last whole frame ended, in bytes since the first that was fed."""
+        """Where the last whole frame ended, in bytes since the first that was fed.
+
+        No beginning of a frame is held where it is the same as `fed`.
+        """
         self.read_bytes: Callable[[int], object] = self._unpacker.read_bytes
         """Take so many bytes that begin with a frame and end with one; call `skipped` then."""
 
     @property
-    def fed(self) -> int:
-        """How many bytes were fed, those of `read_bytes` included."""
-        return self._fed
-
-    @property
-    def is_between(self) -> bool:
-        """Whether no beginning of a frame is held."""
-        return self.end == self._fed
-
-    @property
     def is_small(self) -> bool:
         """Whether it holds no more memory than it is worth keeping for."""
-        return self._fed < _BUFFER_KEPT_MAX
+        return self.fed < _BUFFER_KEPT_MAX
 
     def feed(self, data: bytes | memoryview) -> None:
         """These bytes came. Raises `FrameError` when there are more than a frame may have."""
@@ -122,7 +116,7 @@ class FrameReader:
             self._unpacker.feed(data)
         except msgpack.BufferFull:
             raise self._too_large() from None
-        self._fed += len(data)
+        self.fed += len(data)
 
     def skipped(self, size_bytes: int) -> None:
         """So many bytes were taken with `read_bytes`."""
@@ -133,7 +127,7 @@ class FrameReader:
         try:
             frame: object = self._unpacker.unpack()
         except msgpack.OutOfData:
-            if self._fed - self.end > self.limits.frame_max_bytes:
+            if self.fed - self.end > self.limits.frame_max_bytes:
                 raise self._too_large() from None
             return None
         except FrameError:
@@ -144,10 +138,9 @@ class FrameReader:
                 raise FrameError(Code.TOO_LARGE, f"a frame has too many elements: {text}") from None
             what = text or "not MessagePack"
             raise FrameError(Code.MALFORMED, f"a frame cannot be read: {what}") from None
-        end = self._unpacker.tell()
-        if end - self.end > self.limits.frame_max_bytes:
+        before, self.end = self.end, self._unpacker.tell()
+        if self.end - before > self.limits.frame_max_bytes:
             raise self._too_large()
-        self.end = end
         return _as_frame(frame)
 
     def _too_large(self) -> FrameError:
@@ -170,12 +163,13 @@ class _Budget:
         return value
 
 
-def _as_frame(value: object) -> Frame:
-    if not is_array(value) or not value or type(value[0]) is not int:
+def _as_frame(value: Any) -> Frame:
+    if value.__class__ is not tuple or not value or type(value[0]) is not int:
         raise FrameError(
             Code.MALFORMED, "a frame is an array that begins with the number of an operation"
         )
-    return value
+    frame: Frame = value
+    return frame
 
 
 def is_array(value: object) -> TypeGuard[tuple[object, ...]]:

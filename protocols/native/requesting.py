@@ -38,6 +38,9 @@ __all__ = [
 ]
 
 _CREDIT_DEFAULT = 64
+_PLAIN_REQUEST = 4  # elements of a request that says nothing but what it asks
+_CALL = int(Operation.CALL)
+_REPLY = int(Operation.REPLY)
 _TEXT_MAX = 1000  # characters of a responder's reason
 _CODE_MAX = 100
 
@@ -55,99 +58,92 @@ _CODES = {
 # -- asking ----------------------------------------------------------------------------------------
 
 
-class _Asked:
-    """What a client asked for, until it is over: the tag of its request."""
-
-    __slots__ = ("count", "is_gather", "number")
-
-    def __init__(self, number: int, *, is_gather: bool, count: int | None = None) -> None:
-        self.number = number
-        self.is_gather = is_gather
-        self.count = count
-
-
 class NativeRequester:
     """The client of one connection as one that asks."""
 
-    __slots__ = ("_asked", "_connection")
+    __slots__ = ("_connection", "_gathers")
 
     def __init__(self, connection: "NativeConnection") -> None:
         self._connection = connection
-        self._asked: dict[int, _Asked] = {}
+        self._gathers: dict[int, int | None] = {}
+        """Those of its requests that are gathers, and how many answers each wants."""
 
     def ask(self, frame: Frame, *, is_gather: bool) -> None:
-        """Begin a request, or answer why not."""
+        """Begin a request, or answer why not. The client's number is its tag."""
         connection = self._connection
         node, session = connection.server.node, connection.session
         assert session is not None
+        requests = node.requests
         number = whole_at(frame, 1, "id")
         if not number:
             raise invalid("id 0 cannot be that of a request: nobody would hear the answer")
-        if number in self._asked:
+        if requests.has(self, number):
             raise Refused(Code.DUPLICATE_ID, f"request {number} is not answered yet")
-        message = make_message(
-            connection, text_at(frame, 2, "topic"), data_at(frame, 3, "payload"), element(frame, 4)
-        )
-        message.retain = False
-        options = options_at(frame, 5)
-        timeout_s = options.seconds("timeout_s")
-        count = options.whole("count", least=1) if is_gather else None
-        may_repeat = options.flag("repeat")
-        if connection.known_route(message.topic) is None:
-            check_topic_name(message.topic, node.limits)
-            decision = node.may_publish(session.client, message.topic, 0, False)
+        topic, payload = text_at(frame, 2, "topic"), data_at(frame, 3, "payload")
+        timeout_s = count = None
+        may_repeat = False
+        if len(frame) > _PLAIN_REQUEST:
+            message = make_message(connection, topic, payload, frame[_PLAIN_REQUEST])
+            message.retain = False
+            options = options_at(frame, 5)
+            timeout_s = options.seconds("timeout_s")
+            count = options.whole("count", least=1) if is_gather else None
+            may_repeat = options.flag("repeat")
+        else:
+            message = Message(topic, payload)
+        if connection.known_route(topic) is None:
+            check_topic_name(topic, node.limits)
+            decision = node.may_publish(session.client, topic, 0, False)
             if not decision.allowed:
                 raise NotAllowed(decision)
-            connection.remember(session, message.topic)
-        tag = self._asked[number] = _Asked(number, is_gather=is_gather, count=count)
+            connection.remember(session, topic)
         try:
             if is_gather:
-                node.requests.gather(self, tag, message, timeout_s=timeout_s, count=count)
+                self._gathers[number] = count
+                requests.gather(self, number, message, timeout_s=timeout_s, count=count)
             else:
-                node.requests.request(
-                    self, tag, message, timeout_s=timeout_s, may_repeat=may_repeat
-                )
+                requests.request(self, number, message, timeout_s=timeout_s, may_repeat=may_repeat)
         except RequestRefused as refusal:
-            self._asked.pop(number, None)
+            self._gathers.pop(number, None)
             raise Refused(_CODES[refusal.outcome], str(refusal)) from None
 
     def cancel(self, number: int) -> bool:
         """The client does not want it any more; False: it is over."""
-        tag = self._asked.pop(number, None)
-        return tag is not None and self._connection.server.node.requests.cancel(self, tag)
+        self._gathers.pop(number, None)
+        return self._connection.server.node.requests.cancel(self, number)
 
     def close(self) -> None:
         """The client has left."""
-        self._asked = {}
+        self._gathers = {}
         self._connection.server.node.requests.requester_left(self)
 
     # -- the core calls --------------------------------------------------------------------------
 
     def replied(self, tag: Hashable, reply: Message) -> None:
         """Pass the answer on."""
-        asked = cast("_Asked", tag)
         about = reply.properties
         members = None
         if about is not None:  # how it came here is none of the requester's business
             members = to_map(replace(about, response_topic=None, correlation_data=None)) or None
-        self._connection.write(Operation.REPLY, asked.number, reply.payload, members)
+        self._connection.write(_REPLY, tag, reply.payload, members)
 
     def ended(self, tag: Hashable, ending: Ending) -> None:
         """Say how it ended, where an answer does not say it."""
-        asked = cast("_Asked", tag)
-        self._asked.pop(asked.number, None)
-        outcome, connection = ending.outcome, self._connection
-        if asked.is_gather and (ending.answered or outcome is Outcome.DEADLINE):
-            reason = "all"
-            if outcome is Outcome.DEADLINE:
-                reason = "deadline"
-            elif ending.answered == asked.count:
-                reason = "count"
-            connection.answer(asked.number, {"replies": ending.answered, "reason": reason})
-        elif outcome is not Outcome.ANSWERED:
+        outcome, connection, number = ending.outcome, self._connection, cast("int", tag)
+        if number in self._gathers:
+            count = self._gathers.pop(number)
+            if ending.answered or outcome is Outcome.DEADLINE:
+                reason = "all"
+                if outcome is Outcome.DEADLINE:
+                    reason = "deadline"
+                elif ending.answered == count:
+                    reason = "count"
+                connection.answer(number, {"replies": ending.answered, "reason": reason})
+                return
+        if outcome is not Outcome.ANSWERED:
             details = {"code": ending.code} if ending.code else None
             code = _CODES.get(outcome, Code.CANCELLED)
-            connection.error(asked.number, code, ending.text, details)
+            connection.error(number, code, ending.text, details)
 
 
 def request(connection: "NativeConnection", frame: Frame) -> None:
@@ -244,11 +240,11 @@ class ServiceChannel:
         connection, message = self._connection, request.message
         now = connection.server.node.timers.now
         members = properties_of(message, now)
-        members.pop("reply_to", None)  # the answer goes back as it came: by the node
-        members["expires_s"] = round(max(0.0, request.deadline - now), 3)
-        connection.write(
-            Operation.CALL, self._number, request.id, message.topic, message.payload, members
-        )
+        if members:
+            members.pop("reply_to", None)  # the answer goes back as it came: by the node
+        # whole milliseconds; `round` would take as long as all else that is done here
+        members["expires_s"] = max(0, int((request.deadline - now) * 1000 + 0.5)) / 1000
+        connection.write(_CALL, self._number, request.id, message.topic, message.payload, members)
         return True
 
     def withdrawn(self, request_id: int, reason: str) -> None:

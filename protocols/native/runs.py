@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from ganglion.broker.core.message import Message
-from ganglion.protocols.native.operations import ID_MAX, Operation
+from ganglion.protocols.native.operations import ID_MAX
 
 if TYPE_CHECKING:
     from ganglion.broker.core.router import Route
@@ -23,7 +23,6 @@ __all__ = ["FIRST_OF_PUBLISH", "publish_run"]
 FIRST_OF_PUBLISH: Final = 0x94
 """A publish without properties is an array of four elements."""
 
-_PUBLISH = int(Operation.PUBLISH)
 _WIDTHS: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}  # of the identifier, by its first byte
 _CODES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _SWAP = sys.byteorder == "little"
@@ -35,12 +34,14 @@ def publish_run(
     pos: int,
     find: Callable[[bytes], "Route | None"],
 ) -> int:
-    """Publish the run that begins here; where it ends, `pos` if there is none to be read so.
+    """Publish the run that begins here, with the first byte and the operation of a publish.
+
+    Returns where it ends, `pos` if there is none to be read so.
 
     `find` gives the route of a topic that the client may publish to, if it is known.
     """
     size = len(data)
-    if size - pos < 8 or data[pos + 1] != _PUBLISH:
+    if size - pos < 8:
         return pos
     width = _WIDTHS.get(data[pos + 2], 0)
     number_at = pos + 3 if width else pos + 2

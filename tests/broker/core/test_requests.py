@@ -1,5 +1,6 @@
 """Request/reply on a virtual clock: who is asked, how requests end, what is withdrawn."""
 
+from collections.abc import Hashable
 from typing import cast
 
 import pytest
@@ -278,6 +279,45 @@ def test_the_deadline_ends_a_request_and_reaches_the_responder() -> None:
     assert responder.withdrawals == [(responder.asked[0].id, "deadline")]
     assert not bench.reply(responder)
     assert dict(bench.statistics.dropped) == {"reply came late": 1}
+    bench.check_clean()
+
+
+def test_each_request_ends_at_its_own_deadline() -> None:
+    """Whatever the timeouts of those before it, and whether these have ended meanwhile."""
+    bench = Bench()
+    responder = bench.serve("a")
+    for tag, timeout_s in enumerate((5, 5, 2, 9, 3)):
+        bench.ask(tag, timeout_s=timeout_s)
+    over: list[int] = []
+    for now in range(1, 10):
+        bench.timers.run(now)
+        over += [now] * (len(bench.requester.heard) - len(over))
+    assert over == [2, 3, 5, 5, 9]
+    assert [tag for tag, _ in bench.requester.heard] == [2, 4, 0, 1, 3]
+    bench.ask("long", timeout_s=30)
+    assert bench.reply(responder)
+    bench.ask("short", timeout_s=1)
+    bench.timers.run(10)
+    assert bench.requester.outcome("short") is Outcome.DEADLINE
+    bench.check_clean()
+
+
+def test_a_fault_at_a_deadline_keeps_no_other_from_its_end() -> None:
+    """A requester that fails to hear of its end leaves the timer of the others in place."""
+    bench = Bench()
+    bench.serve("a")
+    faulty = FakeRequester()
+
+    def fail(tag: Hashable, ending: Ending) -> None:
+        raise RuntimeError(tag, ending)
+
+    faulty.ended = fail  # type: ignore[method-assign]  # the one that fails
+    bench.requests.request(faulty, 1, Message("t", b"?"), timeout_s=1)
+    bench.ask(timeout_s=1)
+    with pytest.raises(RuntimeError):
+        bench.timers.run(1)
+    bench.timers.run(1)
+    assert bench.requester.outcome(1) is Outcome.DEADLINE
     bench.check_clean()
 
 
