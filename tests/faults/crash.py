@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -41,6 +41,7 @@ __all__ = [
     "Broken",
     "CrashRun",
     "Peer",
+    "Ports",
     "Role",
     "acknowledgement",
     "demand",
@@ -58,6 +59,8 @@ SUBACK, UNSUBACK, PINGRESP = 9, 11, 13
 WINDOW = 8
 GONE = (Closed, OSError)
 """What a peer meets when the broker is killed."""
+Ports = Mapping[str, int]
+"""Of the listeners of the broker, by name."""
 
 
 class Broken(AssertionError):
@@ -146,11 +149,11 @@ class Role(Protocol):
         """Whether the roles that send may begin, in the first life of the broker."""
         ...
 
-    def check(self, port: int) -> None:
+    def check(self, ports: Ports) -> None:
         """Hold the broker to what was promised in its life before. Raises `Broken`."""
         ...
 
-    def run(self, port: int, is_over: Callable[[], bool]) -> None:
+    def run(self, ports: Ports, is_over: Callable[[], bool]) -> None:
         """Work until the connection breaks, or `is_over` and nothing is left to do."""
         ...
 
@@ -169,12 +172,12 @@ class Peer:
         """It keeps nobody waiting."""
         return True
 
-    def check(self, port: int) -> None:
+    def check(self, ports: Ports) -> None:
         """Nothing is to be checked before the load."""
 
-    def run(self, port: int, is_over: Callable[[], bool]) -> None:
+    def run(self, ports: Ports, is_over: Callable[[], bool]) -> None:
         """Connect, and go on where the last connection broke."""
-        with RawClient(port) as client:
+        with RawClient(ports["mqtt"]) as client:
             self.work(client, is_over)
 
     def work(self, client: RawClient, is_over: Callable[[], bool]) -> None:
@@ -214,9 +217,10 @@ class CrashRun:
             settle = number % SETTLE_EVERY == 0 or number == kills
             if self._chance.random() < 0.3:
                 self._kill_while_it_starts()
-            with start_daemon("--data", str(self._directory / "data")) as daemon:
+            flags = ("--native", "127.0.0.1:0", "--data", str(self._directory / "data"))
+            with start_daemon(*flags) as daemon:
                 try:
-                    self._load(daemon.ports["mqtt"], is_first=number == 1)
+                    self._load(daemon.ports, is_first=number == 1)
                     self._failed.wait(self._chance.uniform(0.0, 0.4))
                     if settle and not self._failed.is_set():
                         self._settle()
@@ -242,21 +246,21 @@ class CrashRun:
             except subprocess.TimeoutExpired:
                 process.kill()
 
-    def _load(self, port: int, *, is_first: bool) -> None:
+    def _load(self, ports: Ports, *, is_first: bool) -> None:
         """Check what was promised in the life before, and begin the load of this one."""
         self._threads = []
         for event in (self._is_killed, self._load_is_over, self._all_is_sent):
             event.clear()
         takers = [role for role in self._roles if role.takes_rest]
         for role in takers:
-            self._start(role, port)
+            self._start(role, ports)
         if is_first:
             until(lambda: all(role.is_ready() for role in takers) or self._failures)
         others = [role for role in self._roles if not role.takes_rest]
         for role in others:
-            role.check(port)
+            role.check(ports)
         for role in others:
-            self._start(role, port)
+            self._start(role, ports)
 
     def _settle(self) -> None:
         """End the load and wait until all that was acknowledged has come."""
@@ -266,12 +270,12 @@ class CrashRun:
         self._all_is_sent.set()
         self._join(self._threads)
 
-    def _start(self, role: Role, port: int) -> None:
+    def _start(self, role: Role, ports: Ports) -> None:
         is_over = (self._all_is_sent if role.takes_rest else self._load_is_over).is_set
 
         def guarded() -> None:
             try:
-                role.run(port, is_over)
+                role.run(ports, is_over)
             except GONE as error:
                 if not self._is_killed.is_set():
                     self._fail(f"{role.name}: the connection ended: {error!r}")

@@ -25,6 +25,7 @@ from tests.faults.crash import (
     UNSUBACK,
     WINDOW,
     Peer,
+    Ports,
     acknowledgement,
     demand,
     number_of,
@@ -203,9 +204,9 @@ class Retainer(Peer):
         self._on_the_way: dict[str, list[bytes]] = {topic: [] for topic in self.TOPICS}
         self._count = 0
 
-    def check(self, port: int) -> None:
+    def check(self, ports: Ports) -> None:
         """Compare what a new subscriber gets with what was acknowledged."""
-        with RawClient(port) as client:
+        with RawClient(ports["mqtt"]) as client:
             client.join("retained-reader")
             client.subscribe("retain/#")
             client.send(b"\xc0\x00")
@@ -251,10 +252,11 @@ class Changer(Peer):
         self._is_marked = False
         self._round = 0
 
-    def check(self, port: int) -> None:
+    def check(self, ports: Ports) -> None:
         """Publish to every filter, and compare what comes with what was acknowledged."""
         self._round += 1
         payload = b"%d" % self._round
+        port = ports["mqtt"]
         with RawClient(port) as client, RawClient(port) as prober:
             self.join(client)
             if not self._is_marked:
@@ -302,11 +304,11 @@ class Comer(Peer):
         self._chance = chance
         self._is_present: dict[str, bool | None] = dict.fromkeys(self.NAMES, False)
 
-    def run(self, port: int, is_over: Callable[[], bool]) -> None:
+    def run(self, ports: Ports, is_over: Callable[[], bool]) -> None:
         """Connect and disconnect until the broker is gone, or `is_over`."""
         while not is_over():
             name = self._chance.choice(self.NAMES)
-            with RawClient(port) as client:
+            with RawClient(ports["mqtt"]) as client:
                 expected, self._is_present[name] = self._is_present[name], None
                 clean = self._chance.random() < 0.5
                 client.send(connect_packet(name, clean=clean))

@@ -10,7 +10,8 @@ it: the acknowledgement of that comes after the commit with the PUBACK in it.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from tests.faults.crash import (
     CONNACK,
@@ -35,7 +36,7 @@ from tests.support import (
     subscribe_packet,
 )
 
-__all__ = ["Consumer", "Follower", "Work"]
+__all__ = ["Consumer", "Follower", "Sender", "Work"]
 
 MARK_EVERY = 3
 """Acknowledgements between two confirmations."""
@@ -95,10 +96,18 @@ class Taker(Peer):
             self.take(client, packet)
 
 
+class Sender(Protocol):
+    """Publishes numbers in order."""
+
+    name: str
+    acknowledged: int
+    """Up to which number all are acknowledged."""
+
+
 class Work:
     """What is known of one queue: who publishes to it, and what its consumers have done."""
 
-    def __init__(self, publishers: list[Publisher]) -> None:
+    def __init__(self, publishers: Sequence[Sender]) -> None:
         self.publishers = {each.name: each for each in publishers}
         self.done: dict[str, set[int]] = {each.name: set() for each in publishers}
         """Numbers by publisher that a consumer has acknowledged."""

@@ -1,6 +1,7 @@
 """A broker killed at random moments under load, again and again, keeps all that it promised.
 
-What the peers do, and what they hold the broker to, is in `crash_sessions` and `crash_sources`.
+What the peers do, and what they hold the broker to, is in `crash_sessions`, `crash_sources` and
+`crash_native`.
 
 By hand, for hours: ``python -m tests.faults.test_crash sources --kills 5000 --seed 7``.
 """
@@ -10,18 +11,25 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.faults.crash import CrashRun, Role
+from tests.faults.crash_native import (
+    NativeConsumer,
+    NativeReader,
+    QueueRemaker,
+    Resender,
+    StreamRemaker,
+)
 from tests.faults.crash_sessions import Changer, Comer, Publisher, Retainer, Subscriber
-from tests.faults.crash_sources import Consumer, Follower, Work
+from tests.faults.crash_sources import Consumer, Follower, Sender, Work
 
 KILLS = int(os.environ.get("TEST_KILLS", "50"))
 SEED = int(os.environ.get("TEST_SEED", "20260102"))
 
 
-def sessions(seed: int) -> tuple[list[Publisher], list[Role]]:
+def sessions(seed: int) -> tuple[Sequence[Sender], list[Role]]:
     """Durable sessions, QoS 1 and 2, subscriptions and retained messages."""
     publishers = [
         Publisher(name := f"publisher-{version}-{qos}", version, qos, f"load/{name}")
@@ -40,7 +48,7 @@ def sessions(seed: int) -> tuple[list[Publisher], list[Role]]:
     ]
 
 
-def sources(_seed: int) -> tuple[list[Publisher], list[Role]]:
+def sources(_seed: int) -> tuple[Sequence[Sender], list[Role]]:
     """Queues with one consumer and with several, and a stream, which are bound to one topic."""
     ordered = [
         Publisher("once", 4, 2, "work/ordered/once"),
@@ -71,7 +79,24 @@ def sources(_seed: int) -> tuple[list[Publisher], list[Role]]:
     ]
 
 
-LOADS = {"sessions": sessions, "sources": sources}
+def native(seed: int) -> tuple[Sequence[Sender], list[Role]]:
+    """Publishers that send again under their producer; queues and streams deleted under load."""
+    resenders = [
+        Resender(f"resender-{number}", f"sent/{number}", random.Random(seed + number))
+        for number in (1, 2)
+    ]
+    feeder = Publisher("feeder", 5, 1, "made/again", has_message_ids=True)
+    return [*resenders, feeder], [
+        *resenders,
+        feeder,
+        NativeConsumer("consumer", "sent", ["sent/+"], Work(resenders)),
+        NativeReader("reader", "sent", ["sent/+"], resenders),
+        QueueRemaker("again", feeder, random.Random(seed + 3)),
+        StreamRemaker("again", feeder, random.Random(seed + 4)),
+    ]
+
+
+LOADS = {"sessions": sessions, "sources": sources, "native": native}
 
 
 def crash(load: str, directory: Path, kills: int, seed: int, say: Callable[[str], None]) -> None:
@@ -79,12 +104,20 @@ def crash(load: str, directory: Path, kills: int, seed: int, say: Callable[[str]
     publishers, roles = LOADS[load](seed)
 
     def progress(number: int) -> None:
-        say(f"{number} kills, {sum(each.number for each in publishers)} messages published")
+        sent = sum(each.acknowledged for each in publishers)
+        say(f"{number} kills, {sent} messages acknowledged")
 
     try:
         CrashRun(directory, seed, roles).go(kills, progress)
     except AssertionError as error:
         raise AssertionError(f"TEST_SEED={seed}: {error}") from error
+    for role in roles:
+        if isinstance(role, Resender):
+            say(f"{role.name}: {role.taken_before} publishes were sent again and not doubled")
+            assert role.taken_before > 0, f"{role.name} never sent again what had been taken"
+        elif isinstance(role, (QueueRemaker, StreamRemaker)):
+            say(f"{role.name}: {role.deleted} deletions")
+            assert role.deleted > kills // 4, f"{role.name} got hardly to a deletion"
     for publisher in publishers:
         assert publisher.acknowledged > kills, f"{publisher.name} got hardly anything through"
 
@@ -97,6 +130,11 @@ def test_nothing_acknowledged_is_lost_by_kills(tmp_path: Path) -> None:
 def test_queues_and_streams_survive_kills(tmp_path: Path) -> None:
     """Nothing acknowledged is lost, nothing confirmed comes back, and sequences have no gap."""
     crash("sources", tmp_path, KILLS, SEED, lambda _: None)
+
+
+def test_deletes_and_sending_again_survive_kills(tmp_path: Path) -> None:
+    """Nothing of a deleted queue or stream comes back, nothing that was sent again is doubled."""
+    crash("native", tmp_path, KILLS, SEED, lambda _: None)
 
 
 def main() -> None:
