@@ -49,7 +49,7 @@ from ganglion.broker.core.message import PLAIN_TERMS, Delivery, Message, Message
 from ganglion.broker.core.queue_consumer import LEASE_MAX_S, Consumer, ConsumerSink
 from ganglion.broker.core.queue_definition import QueueDefinition
 from ganglion.broker.core.queue_statistics import Browsed, QueueStatistics
-from ganglion.broker.core.router import Outlet, Rejection
+from ganglion.broker.core.router import Rejection
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.timers import Timer
 
@@ -231,9 +231,8 @@ class Queue:
         """What it is."""
         return "queue"
 
-    def outlet(self, _form: int) -> Outlet | None:
+    def outlet(self, _form: int) -> None:
         """It takes nothing as it is."""
-        return None
 
     def is_durable(self) -> bool:
         """What it is given waits on disk."""

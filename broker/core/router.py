@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 from ganglion.broker.core.message import PLAIN_TERMS, Message, Terms
+from ganglion.broker.core.statistics import Traffic
 from ganglion.broker.core.topics import (
     REPLY_PREFIX,
     SharedFilter,
@@ -68,8 +69,11 @@ class Receiver(Protocol):
         """Send or keep the message on these terms, or drop and count it."""
         ...
 
-    def outlet(self, form: int, /) -> Outlet | None:
-        """Where plain QoS 0 messages in this wire form may go as they are; None: nowhere."""
+    def outlet(self, form: int, /) -> tuple[Outlet, Traffic] | None:
+        """Where plain QoS 0 messages in this wire form may go as they are, and are counted.
+
+        None: nowhere.
+        """
         ...
 
     def is_durable(self) -> bool:
@@ -300,12 +304,14 @@ class Route:
         """Who gets all of it, and takes every message: it may be given many at a time."""
         self.valid = True
         """False: ask the router again."""
-        self._splits: dict[int, tuple[list[Outlet], list[Target]]] | None = None
+        self._splits: dict[int, tuple[list[Outlet], list[Target], Traffic | None]] | None = None
 
-    def split(self, form: int) -> tuple[list[Outlet], list[Target]]:
+    def split(self, form: int) -> tuple[list[Outlet], list[Target], Traffic | None]:
         """The targets that take a plain QoS 0 message as it is in this wire form, and the others.
 
-        Kept with the route: whatever changes it (a connection comes or goes) invalidates the route.
+        Also where all that goes to the outlets is counted; None when there are none, or when
+        they are of several protocols: `count_sent` counts it then. Kept with the route: whatever
+        changes it (a connection comes or goes) invalidates the route.
         """
         splits = self._splits
         if splits is None:
@@ -314,6 +320,7 @@ class Route:
         if found is None:
             outlets: list[Outlet] = []
             others: list[Target] = []
+            kinds: set[Traffic] = set()
             for target in self.targets:
                 outlet = None
                 if not target.no_local and not target.terms[0].identifiers:
@@ -321,9 +328,19 @@ class Route:
                 if outlet is None:
                     others.append(target)
                 else:
-                    outlets.append(outlet)
-            found = splits[form] = (outlets, others)
+                    outlets.append(outlet[0])
+                    kinds.add(outlet[1])
+            found = splits[form] = (outlets, others, kinds.pop() if len(kinds) == 1 else None)
         return found
+
+    def count_sent(self, form: int, count: int, size_bytes: int) -> None:
+        """Count messages of this size that went to outlets of several protocols."""
+        for target in self.targets:
+            if not target.no_local and not target.terms[0].identifiers:
+                outlet = target.receiver.outlet(form)
+                if outlet is not None:
+                    outlet[1].sent += count
+                    outlet[1].sent_bytes += count * size_bytes
 
     def addressed_sessions(self) -> "Iterator[tuple[Session, tuple[Terms, Terms, Terms]]]":
         """The sessions that subscribe to just this topic or to others of its level."""

@@ -20,6 +20,7 @@ from ganglion.broker.core.access import Client
 from ganglion.broker.core.backlog import Backlog
 from ganglion.broker.core.message import PLAIN_TERMS, Delivery, Message, Terms
 from ganglion.broker.core.router import Outlet, Subscription
+from ganglion.broker.core.statistics import Traffic
 from ganglion.broker.core.timers import Timer
 
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ class Sink(Protocol):
         """Send PUBREL for a QoS 2 message."""
         ...
 
-    def outlet(self, form: int) -> Outlet | None:
-        """Where plain QoS 0 messages in this wire form may go as they are; None: nowhere."""
+    def outlet(self, form: int) -> tuple[Outlet, Traffic] | None:
+        """As `Receiver.outlet`."""
         ...
 
     def taken_over(self) -> None:
@@ -263,8 +264,8 @@ class Session:
         elif self._has_room_for(message):
             self._append((message, terms, 0, None))
 
-    def outlet(self, form: int) -> Outlet | None:
-        """Where plain QoS 0 messages in this wire form may go as they are."""
+    def outlet(self, form: int) -> tuple[Outlet, Traffic] | None:
+        """As `Receiver.outlet`."""
         return self.sink.outlet(form) if self.sink is not None else None
 
     def readiness(self, qos: int) -> int:

@@ -4,7 +4,10 @@ from bisect import bisect_left
 from collections import defaultdict
 from typing import Final
 
-__all__ = ["SECONDS", "Histogram", "Statistics"]
+__all__ = ["PROTOCOLS", "SECONDS", "Histogram", "Statistics", "Traffic"]
+
+PROTOCOLS: Final = ("mqtt", "mqtt-websocket", "native", "native-websocket", "native-json")
+"""What messages come and go by, each with a `Traffic` of its own; the last is WebSocket, too."""
 
 SECONDS: Final = tuple(
     factor * 10.0**power for power in range(-5, 1) for factor in (1, 2.5, 5)
@@ -30,6 +33,21 @@ class Histogram:
         self.total += value
 
 
+class Traffic:
+    """Messages of one protocol, counted at the place where they come and go."""
+
+    __slots__ = ("received", "received_bytes", "sent", "sent_bytes")
+
+    def __init__(self) -> None:
+        self.received = 0
+        """Messages that clients published."""
+        self.received_bytes = 0
+        """Bytes of their packets or frames."""
+        self.sent = 0
+        """Messages given to connections of clients."""
+        self.sent_bytes = 0
+
+
 class Statistics:
     """Counters of one node since its start. Plain attributes, for the data path adds to them."""
 
@@ -45,10 +63,6 @@ class Statistics:
         "durable_delivery_s",
         "other_packets_sent",
         "packets_received",
-        "publish_bytes_received",
-        "publish_bytes_sent",
-        "publish_received",
-        "publish_sent",
         "queued_bytes",
         "queued_messages",
         "replies_received",
@@ -57,6 +71,7 @@ class Statistics:
         "requests_repeated",
         "sockets_opened",
         "tick_s",
+        "traffic",
     )
 
     def __init__(self) -> None:
@@ -68,14 +83,8 @@ class Statistics:
         """Protocol packets of every kind."""
         self.other_packets_sent = 0
         """Protocol packets that carry no message."""
-        self.publish_received = 0
-        """Messages that clients published."""
-        self.publish_sent = 0
-        """Messages given to connections of clients."""
-        self.publish_bytes_received = 0
-        """Bytes of the packets of `publish_received`."""
-        self.publish_bytes_sent = 0
-        """Bytes of the packets of `publish_sent`."""
+        self.traffic = {name: Traffic() for name in PROTOCOLS}
+        """Messages, by protocol."""
         self.connections_opened = 0
         """Clients that completed CONNECT."""
         self.queued_messages = 0
@@ -107,6 +116,26 @@ class Statistics:
         """Commits, from when the store has them until they are durable, to the length of a tick."""
         self.durable_delivery_s = Histogram()
         """Commits, from when the first change was recorded until what waited for it goes out."""
+
+    @property
+    def publish_received(self) -> int:
+        """Messages that clients published, over all protocols."""
+        return sum(each.received for each in self.traffic.values())
+
+    @property
+    def publish_sent(self) -> int:
+        """Messages given to connections of clients, over all protocols."""
+        return sum(each.sent for each in self.traffic.values())
+
+    @property
+    def publish_bytes_received(self) -> int:
+        """Bytes of the packets of `publish_received`."""
+        return sum(each.received_bytes for each in self.traffic.values())
+
+    @property
+    def publish_bytes_sent(self) -> int:
+        """Bytes of the packets of `publish_sent`."""
+        return sum(each.sent_bytes for each in self.traffic.values())
 
     @property
     def packets_sent(self) -> int:

@@ -47,7 +47,7 @@ from ganglion import GanglionError
 from ganglion.broker.core.backlog import Shelf
 from ganglion.broker.core.definitions import InvalidDefinition, check_name
 from ganglion.broker.core.message import Message, MessageProperties, Terms
-from ganglion.broker.core.router import Outlet, Rejection
+from ganglion.broker.core.router import Rejection
 from ganglion.broker.core.statistics import Statistics
 from ganglion.broker.core.stream_batches import (
     Columns,
@@ -340,9 +340,8 @@ class Stream:
         """What it is."""
         return "stream"
 
-    def outlet(self, _form: int) -> Outlet | None:
+    def outlet(self, _form: int) -> None:
         """It takes nothing as it is."""
-        return None
 
     def is_durable(self) -> bool:
         """What it is given is kept on disk."""

@@ -130,7 +130,7 @@ class Broker:
             self.reactor,
             self._store,
             WebSettings() if web is None else web,
-            make_mqtt=self._mqtt_connection,
+            make_mqtt=self._mqtt_in_websocket,
             native=self._native,
             reasons=self.not_ready,
             trusted=self._trusted,
@@ -167,6 +167,9 @@ class Broker:
 
     def _mqtt_connection(self) -> MqttConnection:
         return MqttConnection(self._mqtt)
+
+    def _mqtt_in_websocket(self) -> MqttConnection:
+        return MqttConnection(self._mqtt, is_web=True)
 
     def _native_connection(self) -> NativeConnection:
         return NativeConnection(self._native)

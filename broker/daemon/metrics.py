@@ -163,22 +163,18 @@ class Metrics:
         for name, text, value in (
             ("packets_received", "Packets of clients, of every kind.", counted.packets_received),
             ("packets_sent", "Packets to clients, of every kind.", counted.packets_sent),
-            ("messages_received", "Messages that clients published.", counted.publish_received),
-            ("messages_sent", "Messages given to clients.", counted.publish_sent),
-            (
-                "messages_received_bytes",
-                "Bytes of the packets of received messages.",
-                counted.publish_bytes_received,
-            ),
-            (
-                "messages_sent_bytes",
-                "Bytes of the packets of sent messages.",
-                counted.publish_bytes_sent,
-            ),
             ("requests_received", "Requests for a reply.", counted.requests_received),
             ("replies_received", "Replies that were waited for.", counted.replies_received),
         ):
             yield _counter(name, text, value)
+        for attribute, name, text in (
+            ("received", "messages_received", "Messages that clients published."),
+            ("sent", "messages_sent", "Messages given to clients."),
+            ("received_bytes", "messages_received_bytes", "Bytes of the packets of the former."),
+            ("sent_bytes", "messages_sent_bytes", "Bytes of the packets of the latter."),
+        ):
+            values = {key: getattr(each, attribute) for key, each in counted.traffic.items()}
+            yield _counters(name, text, "protocol", values)
         ended = {str(outcome): count for outcome, count in counted.requests_ended.items()}
         yield _counters("requests_ended", "How requests ended.", "outcome", ended)
         yield _counters(

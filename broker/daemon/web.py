@@ -55,9 +55,9 @@ def make_web(
     paths: Mapping[str, Mapping[str, Subprotocol]] = {
         "/mqtt": {"mqtt": mqtt, "mqttv3.1": mqtt},
         "/ws": {
-            SUBPROTOCOL_MSGPACK: Subprotocol(partial(NativeConnection, native)),
+            SUBPROTOCOL_MSGPACK: Subprotocol(partial(NativeConnection, native, is_web=True)),
             SUBPROTOCOL_JSON: Subprotocol(
-                partial(NativeConnection, native, is_json=True), is_text=True
+                partial(NativeConnection, native, is_web=True, is_json=True), is_text=True
             ),
         },
     }

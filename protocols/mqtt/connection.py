@@ -19,6 +19,7 @@ from ganglion.broker.core.node import LimitReached, NoRoom, NotAllowed
 from ganglion.broker.core.reading import is_source
 from ganglion.broker.core.router import Outlet, Route, Subscription
 from ganglion.broker.core.sessions import Session
+from ganglion.broker.core.statistics import Traffic
 from ganglion.broker.core.timers import Timer
 from ganglion.broker.core.topics import InvalidTopic, TopicLimit
 from ganglion.broker.net import Endpoint
@@ -113,14 +114,16 @@ class MqttConnection:
         "server",
         "session",
         "session_expiry_s",
+        "traffic",
         "version",
     )
 
     endpoint: Endpoint
     acknowledgements: Acknowledgements
 
-    def __init__(self, server: MqttServer) -> None:
+    def __init__(self, server: MqttServer, *, is_web: bool = False) -> None:
         self.server = server
+        self.traffic = server.node.statistics.traffic["mqtt-websocket" if is_web else "mqtt"]
         self.session: Session | None = None
         """None before CONNACK and after the end."""
         self.version = V311
@@ -175,15 +178,14 @@ class MqttConnection:
         pos = self._read_greeting(self._greeting, data) if self._greeting is not None else 0
         session = self.session
         if session is not None:
-            limits = self.server.node.limits
-            commits = self.server.node.journal.commits
-            statistics = self.server.node.statistics
-            recorded, received = commits.waiting_bytes, statistics.publish_received
+            node = self.server.node
+            limits, commits = node.limits, node.journal.commits
+            recorded, received = commits.waiting_bytes, self.traffic.received
             pos = self._read_packets(session, data, pos)
             if recorded < commits.waiting_bytes > limits.uncommitted_bytes_max:
                 self._hold().wait_for_disk()
             if limits.receive_messages_per_s_max or limits.receive_bytes_per_s_max:
-                received = statistics.publish_received - received
+                received = self.traffic.received - received
                 self._hold().keep_rate(received, len(data), now)
         if pos < len(data) and not self.is_closed:
             self._keep(data, pos)
@@ -270,7 +272,7 @@ class MqttConnection:
         packets = singly_to = 0  # `singly_to`: up to where PUBACKs are handled one by one
         publish = node.publish
         acknowledgements = self.acknowledgements
-        statistics = node.statistics
+        statistics, traffic = node.statistics, self.traffic
         routes = self._routes if not node.is_full else _NO_ROUTES
         form = self._form
         is_v5 = form == FORM_5
@@ -320,7 +322,7 @@ class MqttConnection:
                                     stop += step
                             run = data[pos:stop]
                             count = (stop - pos) // step
-                            outlets, others = route.split(form)
+                            outlets, others, tally = route.split(form)
                             for outlet in outlets:
                                 outlet.offer(run, count)
                             if others or route.groups:
@@ -330,11 +332,14 @@ class MqttConnection:
                                     message.forms = {form << 3: (packet, b"")}
                                     node.forward(message, others, route.groups, session)
                             packets += count - 1
-                            sent = count * len(outlets)
-                            statistics.publish_received += count
-                            statistics.publish_bytes_received += stop - pos
-                            statistics.publish_sent += sent
-                            statistics.publish_bytes_sent += sent * step
+                            traffic.received += count
+                            traffic.received_bytes += stop - pos
+                            if tally is not None:
+                                sent = count * len(outlets)
+                                tally.sent += sent
+                                tally.sent_bytes += sent * step
+                            elif outlets:
+                                route.count_sent(form, count, step)
                             pos = stop
                             continue
 
@@ -353,12 +358,12 @@ class MqttConnection:
                                 if count := publish_run(route, data, place, room, acknowledgements):
                                     unacknowledged += count
                                     packets += count - 1
-                                    statistics.publish_received += count
-                                    statistics.publish_bytes_received += count * (end - pos)
+                                    traffic.received += count
+                                    traffic.received_bytes += count * (end - pos)
                                     pos += count * (end - pos)
                                     continue
-                            statistics.publish_received += 1
-                            statistics.publish_bytes_received += end - pos
+                            traffic.received += 1
+                            traffic.received_bytes += end - pos
                             if first == 0x32:
                                 unacknowledged += 1
                                 if unacknowledged > unacknowledged_max:
@@ -537,9 +542,8 @@ class MqttConnection:
 
     def _on_publish(self, session: Session, packet: Publish, size_bytes: int) -> None:
         node, settings = self.server.node, self.server.settings
-        statistics = node.statistics
-        statistics.publish_received += 1
-        statistics.publish_bytes_received += size_bytes
+        self.traffic.received += 1
+        self.traffic.received_bytes += size_bytes
         qos, retain, properties = packet.qos, packet.retain, packet.properties
         topic = packet.topic
         about = expires_at = None
@@ -593,7 +597,7 @@ class MqttConnection:
                     self._release(session, packet.packet_id)
                     return
         if reason is not Reason.SUCCESS:
-            statistics.drop("refused")
+            node.statistics.drop("refused")
         elif not count and (qos == 1 or (about is not None and about.response_topic is not None)):
             reason = Reason.NO_MATCHING_SUBSCRIBERS
         if qos:
@@ -755,11 +759,11 @@ class MqttConnection:
         """Whether the client sees response topics (3.3.2.3.5)."""
         return self.version == V5
 
-    def outlet(self, form: int) -> Outlet | None:
+    def outlet(self, form: int) -> tuple[Outlet, Traffic] | None:
         """Where plain QoS 0 packets of this wire form go as they are."""
         if form != self._form or self._aliases_out is not None or self.packet_size_max != _NO_LIMIT:
             return None
-        return self.endpoint
+        return self.endpoint, self.traffic
 
     def send(self, packet_id: int, message: Message, terms: Terms, duplicate: bool) -> bool:
         """Send a PUBLISH; False when it is larger than the client's Maximum Packet Size."""
@@ -777,7 +781,6 @@ class MqttConnection:
             parts = known or wire_form(message, terms, self.version, 0.0)
             if known is None and not terms.retain:  # a retained message would keep it for good
                 forms[key] = parts
-        statistics = self.server.node.statistics
         if qos:
             data = parts[0] + packet_id.to_bytes(2, "big") + parts[1]
             if duplicate:
@@ -785,10 +788,11 @@ class MqttConnection:
         else:
             data = parts[0]
         if len(data) > self.packet_size_max:
-            statistics.drop("larger than the client's Maximum Packet Size")
+            self.server.node.statistics.drop("larger than the client's Maximum Packet Size")
             return False
-        statistics.publish_sent += 1
-        statistics.publish_bytes_sent += len(data)
+        traffic = self.traffic
+        traffic.sent += 1
+        traffic.sent_bytes += len(data)
         if qos or terms.source is not None:  # a queue's message is not dropped like others
             endpoint.write(data)
         else:
@@ -802,9 +806,8 @@ class MqttConnection:
         data = encode_run(messages, packet_id, terms, self.version)
         if data is None:
             return False
-        statistics = self.server.node.statistics
-        statistics.publish_sent += len(messages)
-        statistics.publish_bytes_sent += len(data)
+        self.traffic.sent += len(messages)
+        self.traffic.sent_bytes += len(data)
         self.endpoint.write(data)
         return True
 

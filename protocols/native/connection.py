@@ -19,6 +19,7 @@ from ganglion.broker.core.message import Message, Terms
 from ganglion.broker.core.reading import is_source
 from ganglion.broker.core.router import Outlet, Route
 from ganglion.broker.core.sessions import Session
+from ganglion.broker.core.statistics import Traffic
 from ganglion.broker.core.timers import Timer
 from ganglion.broker.net import Endpoint
 from ganglion.protocols.native.arguments import whole_at
@@ -109,13 +110,19 @@ class NativeConnection:
         "server",
         "session",
         "to_pump",
+        "traffic",
     )
 
     endpoint: Endpoint
     confirmations: Confirmations
 
-    def __init__(self, server: NativeServer, *, is_json: bool = False) -> None:
+    def __init__(
+        self, server: NativeServer, *, is_web: bool = False, is_json: bool = False
+    ) -> None:
+        """``is_web``: it is within a WebSocket, where alone there may be JSON (``is_json``)."""
         self.server = server
+        name = "native-json" if is_json else "native-websocket" if is_web else "native"
+        self.traffic = server.node.statistics.traffic[name]
         self.form = FORM_JSON if is_json else FORM_MSGPACK
         self.encode: Callable[[Frame], bytes] = encoder_of(self.form)
         self.session: Session | None = None
@@ -159,9 +166,9 @@ class NativeConnection:
         if session is None or not data or self.is_leaving:
             return
         node = self.server.node
-        limits, commits, statistics = node.limits, node.journal.commits, node.statistics
+        limits, commits = node.limits, node.journal.commits
         recorded = commits.waiting_bytes
-        received = statistics.publish_received
+        received = self.traffic.received
         try:
             if self.form == FORM_MSGPACK:
                 self._read(session, data)
@@ -181,7 +188,7 @@ class NativeConnection:
         if recorded < commits.waiting_bytes > limits.uncommitted_bytes_max:
             self._hold().wait_for_disk()
         if limits.receive_messages_per_s_max or limits.receive_bytes_per_s_max:
-            received = statistics.publish_received - received
+            received = self.traffic.received - received
             self._hold().keep_rate(received, len(data), now)
 
     def _hold(self) -> Intake:
@@ -213,7 +220,7 @@ class NativeConnection:
     def _read(self, session: Session, data: bytes) -> None:
         """Read every whole frame; the beginning of one more is kept. Raises `FrameError`."""
         node = self.server.node
-        statistics = node.statistics
+        statistics, traffic = node.statistics, self.traffic
         routes: dict[bytes, Route] | None = None  # not looked for yet
         form = self.form
         size = len(data)
@@ -266,7 +273,7 @@ class NativeConnection:
                                 stop += step
                         run = data[pos:stop]
                         count = (stop - pos) // step
-                        outlets, others = route.split(form)
+                        outlets, others, tally = route.split(form)
                         for outlet in outlets:
                             outlet.offer(run, count)
                         if others or route.groups:
@@ -276,11 +283,14 @@ class NativeConnection:
                                 message.forms = {form << 3: (frame, b"")}
                                 node.forward(message, others, route.groups, session)
                         packets += count
-                        sent = count * len(outlets)
-                        statistics.publish_received += count
-                        statistics.publish_bytes_received += stop - pos
-                        statistics.publish_sent += sent
-                        statistics.publish_bytes_sent += sent * step
+                        traffic.received += count
+                        traffic.received_bytes += stop - pos
+                        if tally is not None:
+                            sent = count * len(outlets)
+                            tally.sent += sent
+                            tally.sent_bytes += sent * step
+                        elif outlets:
+                            route.count_sent(form, count, step)
                         if is_fed and reader is not None:
                             reader.read_bytes(stop - pos)
                             reader.skipped(stop - pos)
@@ -500,9 +510,9 @@ class NativeConnection:
         """Too much waits to be sent."""
         return self.endpoint.congested
 
-    def outlet(self, form: int) -> Outlet | None:
+    def outlet(self, form: int) -> tuple[Outlet, Traffic] | None:
         """Where messages in this wire form go as they are."""
-        return self.endpoint if form == self.form else None
+        return (self.endpoint, self.traffic) if form == self.form else None
 
     def send(self, packet_id: int, message: Message, terms: Terms, duplicate: bool) -> bool:
         """Send a message for the plain subscriptions, or a retained one for one of them."""
@@ -510,9 +520,8 @@ class NativeConnection:
         data = message_frame(message, self.form, now, retained=terms.retain)
         if terms.identifiers:
             data = delivery(data, self.form, terms.identifiers[0])
-        statistics = self.server.node.statistics
-        statistics.publish_sent += 1
-        statistics.publish_bytes_sent += len(data)
+        self.traffic.sent += 1
+        self.traffic.sent_bytes += len(data)
         self.endpoint.offer(data, 1)
         return True
 

@@ -87,9 +87,9 @@ class QueueChannel:
                 jobs.append((lease, message.topic, message.payload, members))
             else:
                 jobs.append((lease, message.topic, message.payload))
-        node.statistics.publish_sent += len(jobs)
+        connection.traffic.sent += len(jobs)
         data = connection.encode((_JOBS, self._number, jobs))
-        node.statistics.publish_bytes_sent += len(data)
+        connection.traffic.sent_bytes += len(data)
         connection.endpoint.write(data)
 
     def ended(self) -> None:

@@ -230,9 +230,8 @@ def _send(
 ) -> None:
     data = connection.encode((_RECORDS, number, *columns))
     connection.endpoint.write(data)
-    statistics = connection.server.node.statistics
-    statistics.publish_sent += count
-    statistics.publish_bytes_sent += len(data)
+    connection.traffic.sent += count
+    connection.traffic.sent_bytes += len(data)
 
 
 def _deleted(connection: "NativeConnection", number: int, stream: Stream) -> None:

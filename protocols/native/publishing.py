@@ -201,9 +201,9 @@ def _publish(
     connection: "NativeConnection", message: Message, route: "Route | None"
 ) -> tuple[int, int, int]:
     node = connection.server.node
-    statistics = node.statistics
-    statistics.publish_received += 1
-    statistics.publish_bytes_received += len(message.topic) + len(message.payload)
+    traffic = connection.traffic
+    traffic.received += 1
+    traffic.received_bytes += len(message.topic) + len(message.payload)
     count = node.publish(message, route, connection.session)
     if route is None or not route.valid:
         route = node.router.route(message.topic)

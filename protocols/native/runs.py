@@ -128,7 +128,7 @@ def _publish(
 ) -> int:
     """How many were published: not all of them if one changed where the others go."""
     node = connection.server.node
-    statistics = node.statistics
+    traffic = connection.traffic
     count, size = len(payloads), len(route.topic) + len(payloads[0])
     taker = route.taker
     confirmations, producer = connection.confirmations, connection.producer
@@ -139,8 +139,8 @@ def _publish(
         confirmations.add(
             numbers[0], (0, route.queues, route.streams), durable=True, last=numbers[-1]
         )
-        statistics.publish_received += count
-        statistics.publish_bytes_received += count * size
+        traffic.received += count
+        traffic.received_bytes += count * size
         return count
     topic, session = route.topic, connection.session
     done = 0
@@ -153,6 +153,6 @@ def _publish(
         done += 1
         if not route.valid:
             break
-    statistics.publish_received += done
-    statistics.publish_bytes_received += done * size
+    traffic.received += done
+    traffic.received_bytes += done * size
     return done

@@ -99,8 +99,8 @@ def _append(
     )
     size = sum(map(len, payloads))
     node.journal.commits.waiting_bytes += size
-    node.statistics.publish_received += len(payloads)
-    node.statistics.publish_bytes_received += size
+    connection.traffic.received += len(payloads)
+    connection.traffic.received_bytes += size
     if number:
         connection.answer_durably(number, {"first": appended.first, "last": appended.last})
 

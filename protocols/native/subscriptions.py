@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ganglion.broker.core.message import Delivery, Message, Terms
 from ganglion.broker.core.node import LimitReached
 from ganglion.broker.core.reading import is_source
-from ganglion.broker.core.router import Outlet, Subscription
+from ganglion.broker.core.router import Subscription
 from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.topics import check_topic_filter, split_shared
 from ganglion.protocols.native.arguments import options_at, text_at, whole_at
@@ -179,8 +179,8 @@ class Lane:
         node = connection.server.node
         data = message_frame(message, connection.form, node.timers.now, retained=terms.retain)
         data = delivery(data, connection.form, self._number)
-        node.statistics.publish_sent += 1
-        node.statistics.publish_bytes_sent += len(data)
+        connection.traffic.sent += 1
+        connection.traffic.sent_bytes += len(data)
         return data
 
     def _wait(self, message: Message, terms: Terms) -> None:
@@ -202,9 +202,8 @@ class Lane:
         self._dropped += 1
         self._connection.server.node.statistics.drop("no credit")
 
-    def outlet(self, form: int) -> Outlet | None:
+    def outlet(self, form: int) -> None:
         """Nothing goes as it is."""
-        return None
 
     def send_run(self, packet_id: int, messages: Sequence[Message], terms: Terms) -> bool:
         """Nothing has a packet identifier here."""

@@ -12,6 +12,7 @@ from ganglion.broker.core import router as router_module
 from ganglion.broker.core.message import PLAIN_TERMS, Message, Terms
 from ganglion.broker.core.router import Outlet, Route, Router, SharedGroup, Subscription, Target
 from ganglion.broker.core.sessions import Session
+from ganglion.broker.core.statistics import Traffic
 from ganglion.broker.core.topics import SharedFilter, matches, split_shared
 
 
@@ -34,6 +35,7 @@ class FakeSession:
     name: str
     subscriptions: dict[str, Subscription] = field(default_factory=dict)
     outlets: dict[int, ListOutlet] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
     rank: int = 0
     owner: None = None
     delivered: list[tuple[Message, Terms]] = field(default_factory=list)
@@ -42,9 +44,10 @@ class FakeSession:
         """It keeps nothing."""
         return False
 
-    def outlet(self, form: int) -> Outlet | None:
-        """Where plain messages of the form go."""
-        return self.outlets.get(form)
+    def outlet(self, form: int) -> tuple[Outlet, Traffic] | None:
+        """Where plain messages of the form go, and are counted."""
+        outlet = self.outlets.get(form)
+        return None if outlet is None else (outlet, self.traffic)
 
     def readiness(self, qos: int) -> int:
         """As a member of a group."""
@@ -229,11 +232,8 @@ class RouterMachine(RuleBasedStateMachine):
         for route in self.kept:
             assert view(route) == self.expected(route.topic)
             for form in (0, 1):
-                outlets, others = route.split(form)
                 fresh = Route(route.topic, route.targets, route.groups, [])
-                fresh_outlets, fresh_others = fresh.split(form)
-                assert outlets == fresh_outlets
-                assert others == fresh_others
+                assert route.split(form) == fresh.split(form)
 
     @invariant()
     def counts_are_right(self) -> None:
@@ -337,16 +337,42 @@ class TestSplit:
         subscribe(router, fakes[1], "t")
         subscribe(router, fakes[2], "t", identifier=1)
         subscribe(router, fakes[3], "t", no_local=True)
-        outlets, others = router.route("t").split(0)
+        outlets, others, tally = router.route("t").split(0)
+        assert tally is fakes[0].traffic
         assert outlets == [fakes[0].outlets[0]]
         assert {cast(FakeSession, each.receiver).name for each in others} == {
             "other form",
             "identifier",
             "no local",
         }
-        outlets, others = router.route("t").split(1)
+        outlets, others, tally = router.route("t").split(1)
         assert outlets == [fakes[1].outlets[1]]
+        assert tally is fakes[1].traffic
         assert len(others) == 3
+        assert router.route("t").split(2)[::2] == ([], None)
+
+    def test_what_goes_out_by_several_protocols_is_counted_for_each(self) -> None:
+        """Sessions whose outlets are counted together need no look at each of them."""
+        router = Router(_everybody)
+        fakes = [_session(name)[0] for name in ("socket", "websocket", "another", "counted alone")]
+        for fake in fakes:
+            fake.outlets = {0: ListOutlet()}
+        fakes[2].traffic = fakes[0].traffic
+        subscribe(router, fakes[0], "t")
+        subscribe(router, fakes[2], "t")
+        assert router.route("t").split(0)[2] is fakes[0].traffic
+        subscribe(router, fakes[1], "t")
+        subscribe(router, fakes[3], "t", no_local=True)
+        route = router.route("t")
+        assert len(route.split(0)[0]) == 3
+        assert route.split(0)[2] is None
+        route.count_sent(0, 5, 100)
+        assert [(each.traffic.sent, each.traffic.sent_bytes) for each in fakes] == [
+            (10, 1000),
+            (5, 500),
+            (10, 1000),
+            (0, 0),
+        ]
 
 
 class TestSharedGroup:

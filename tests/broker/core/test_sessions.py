@@ -14,7 +14,7 @@ from ganglion.broker.core.limits import Limits
 from ganglion.broker.core.message import PLAIN_TERMS, Message, Terms
 from ganglion.broker.core.router import Outlet
 from ganglion.broker.core.sessions import RELEASED, Session
-from ganglion.broker.core.statistics import Statistics
+from ganglion.broker.core.statistics import Statistics, Traffic
 from ganglion.broker.core.timers import Timers
 from ganglion.broker.store.memory import MemoryStore
 
@@ -31,7 +31,7 @@ class FakeSink:
     """Packet identifier, payload, QoS, DUP."""
     released: list[int] = field(default_factory=list)
     too_large: bytes | None = None
-    nowhere: Outlet | None = None
+    nowhere: tuple[Outlet, Traffic] | None = None
 
     def send(self, packet_id: int, message: Message, terms: Terms, duplicate: bool) -> bool:
         """Send the message."""
@@ -52,7 +52,7 @@ class FakeSink:
         """Send PUBREL."""
         self.released.append(packet_id)
 
-    def outlet(self, form: int) -> Outlet | None:
+    def outlet(self, form: int) -> tuple[Outlet, Traffic] | None:
         """Nowhere."""
         assert form >= 0
         return self.nowhere

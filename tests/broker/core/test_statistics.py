@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from ganglion.broker.core.statistics import SECONDS, Histogram, Statistics
+from ganglion.broker.core.statistics import PROTOCOLS, SECONDS, Histogram, Statistics
 
 
 def test_everything_begins_at_zero() -> None:
@@ -15,9 +15,12 @@ def test_everything_begins_at_zero() -> None:
         value = getattr(statistics, name)
         if isinstance(value, Histogram):
             assert sum(value.counts) == value.total == 0
+        elif name == "traffic":
+            assert tuple(value) == PROTOCOLS
         else:
             assert value == ({} if name in by_reason else 0)
-    assert statistics.packets_sent == 0
+    assert statistics.packets_sent == statistics.publish_bytes_sent == 0
+    assert statistics.publish_received == statistics.publish_bytes_received == 0
 
 
 def test_drops_are_counted_by_reason() -> None:
@@ -32,7 +35,8 @@ def test_drops_are_counted_by_reason() -> None:
 def test_packets_sent_are_messages_and_others() -> None:
     """Every packet that is sent is in one of two counters."""
     statistics = Statistics()
-    statistics.publish_sent += 3
+    statistics.traffic["mqtt"].sent += 1
+    statistics.traffic["native"].sent += 2
     statistics.other_packets_sent += 4
     assert statistics.packets_sent == 7
 

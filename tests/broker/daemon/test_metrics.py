@@ -13,6 +13,8 @@ from ganglion.broker.daemon.metrics import Metrics, Sources
 from ganglion.broker.store import StoreStatistics
 from ganglion.broker.store.memory import MemoryStore
 from ganglion.protocols.http.messages import Request, Response
+from ganglion.protocols.mqtt.connection import MqttConnection
+from ganglion.protocols.native.connection import NativeConnection
 from ganglion.testing import broker_thread
 from tests.protocols.mqtt.fake_link import RecordingLog
 from tests.support import RawClient, connect_packet, publish_packet, subscribe_packet
@@ -102,13 +104,17 @@ def test_every_figure_has_the_prefix_and_a_unit_at_its_end(node: Node) -> None:
 def test_figures_are_those_of_the_node(node: Node) -> None:
     """Counters, drops by reason, queues and the process itself."""
     counted = node.broker.node.statistics
-    counted.publish_received = 7
-    counted.publish_sent = 9
+    counted.traffic["mqtt"].received = 7
+    counted.traffic["native-json"].sent = 9
+    counted.traffic["native-json"].sent_bytes = 90
     counted.drop("slow", 3)
     node.broker.node.queues.declare(QueueDefinition(name='odd"name'))
     found = node.scrape()
-    assert found["ganglion_messages_received_total", ()] == 7
-    assert found["ganglion_messages_sent_total", ()] == 9
+    mqtt, native_json = (("protocol", "mqtt"),), (("protocol", "native-json"),)
+    assert found["ganglion_messages_received_total", mqtt] == 7
+    assert found["ganglion_messages_received_total", native_json] == 0
+    assert found["ganglion_messages_sent_total", native_json] == 9
+    assert found["ganglion_messages_sent_bytes_total", native_json] == 90
     assert found["ganglion_dropped_total", (("reason", "slow"),)] == 3
     assert found["ganglion_queues", ()] == 1
     assert found["ganglion_queue_messages", (("queue", 'odd"name'),)] == 0
@@ -116,6 +122,23 @@ def test_figures_are_those_of_the_node(node: Node) -> None:
     assert found["ganglion_resident_memory_bytes", ()] > 1_000_000
     assert found["ganglion_cpu_seconds_total", ()] > 0
     assert found["ganglion_store_full", ()] == 0
+
+
+def test_what_comes_by_websocket_is_counted_apart(node: Node) -> None:
+    """Each subprotocol has figures of its own, and they are not those of the listeners beside."""
+    traffic = node.broker.node.statistics.traffic
+    by_subprotocol: dict[str, object] = {}
+    for subprotocols in node.broker._web.websockets.paths.values():
+        for name, subprotocol in subprotocols.items():
+            inner = subprotocol.make()
+            assert isinstance(inner, MqttConnection | NativeConnection)
+            by_subprotocol[name] = inner.traffic
+    assert by_subprotocol == {
+        "mqtt": traffic["mqtt-websocket"],
+        "mqttv3.1": traffic["mqtt-websocket"],
+        "ganglion.msgpack": traffic["native-websocket"],
+        "ganglion.json": traffic["native-json"],
+    }
 
 
 def test_histograms_add_up(node: Node) -> None:
@@ -148,13 +171,13 @@ def test_scrapes_share_a_text(node: Node) -> None:
     for each in scrapes:
         node.metrics.answer(each)
     assert node.pass_time(0.5) < 100
-    node.broker.node.statistics.publish_received = 7
+    node.broker.node.statistics.traffic["native"].received = 7
     late = Scrape()
     node.metrics.answer(late)
     responses = {each.response.body for each in (*scrapes, late) if each.response is not None}
     assert len(responses) == 1
     assert late.response is not None
-    assert node.scrape()["ganglion_messages_received_total", ()] == 7
+    assert node.scrape()["ganglion_messages_received_total", (("protocol", "native"),)] == 7
 
 
 def test_many_queues_are_few_lines(node: Node) -> None:
@@ -223,7 +246,9 @@ def test_a_running_broker_measures() -> None:
         assert found["ganglion_received_bytes_total", mqtt] > 64 * 6
         assert found["ganglion_sent_bytes_total", mqtt] > 64 * 6
         assert found["ganglion_connections", (("listener", "web"),)] == 1
-        assert found["ganglion_messages_received_total", ()] == 64
+        by_mqtt = (("protocol", "mqtt"),)
+        assert found["ganglion_messages_received_total", by_mqtt] == 64
+        assert found["ganglion_messages_sent_total", by_mqtt] == 64
         assert found["ganglion_tick_seconds_count", ()] >= 4
         transient = (("path", "transient"),)
         assert 2 <= found["ganglion_delivery_seconds_count", transient] <= 64
