@@ -11,10 +11,11 @@ import trio
 from ganglion import GanglionError
 from ganglion.broker.core.limits import InvalidLimit, Limits
 from ganglion.broker.core.queue_definition import QueueDefinition
-from ganglion.broker.daemon.client import MqttClient, Refused, Target
+from ganglion.broker.daemon.probe import Refused, Target
 from ganglion.protocols.mqtt.packets import Publish
 from ganglion.protocols.mqtt.reasons import Reason
 from ganglion.testing import InvalidOption, RunningBroker, broker, broker_thread
+from tests.mqtt_client import MqttClient
 
 
 def round_trip(target: Target, payload: bytes) -> bytes:

@@ -7,14 +7,8 @@ from http.client import HTTPConnection, HTTPException
 
 from ganglion import GanglionError
 from ganglion.broker.daemon.banner import near
-from ganglion.broker.daemon.client import (
-    ClientError,
-    MqttClient,
-    Refused,
-    Target,
-    tls_context,
-)
 from ganglion.broker.daemon.config import Configuration, Listener
+from ganglion.broker.daemon.probe import ProbeError, Refused, Target, probe
 from ganglion.clients import errors as native
 from ganglion.clients.addresses import NodeAddress
 from ganglion.clients.addresses import tls_context as native_tls_context
@@ -55,17 +49,15 @@ def check_health(url: str | None, load: Callable[[], Configuration], timeout_s: 
             if not mqtt:
                 return _check_native(_native_address_of(listeners[0]), timeout_s)
             target = _target_of(mqtt[0])
-    except (ClientError, native.ClientError) as error:
+    except (ProbeError, native.ClientError) as error:
         raise HealthError(str(error)) from error
     try:
-        tls = tls_context(ca=None, certificate=None, key=None, verify=False) if target.tls else None
-        with MqttClient(target, timeout_s=timeout_s, tls=tls) as client:
-            client.ping()
+        probe(target, timeout_s)
     except Refused as refusal:
         if refusal.reason in _WANTS_A_PASSWORD:
             return f"{target} answers (and wants a password)"
         raise HealthError(str(refusal)) from refusal
-    except ClientError as error:
+    except ProbeError as error:
         raise HealthError(str(error)) from error
     return f"{target} answers"
 

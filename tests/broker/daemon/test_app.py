@@ -12,17 +12,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from ganglion.broker.daemon.client import (
-    ClientError,
-    ConnectionLost,
-    MqttClient,
-    Refused,
-    Target,
-    tls_context,
-)
+from ganglion.broker.daemon.probe import ConnectionLost, ProbeError, Refused, Target
 from ganglion.broker.daemon.users_file import add_user, delete_user
 from ganglion.protocols.mqtt.packets import V311, Publish
 from ganglion.protocols.mqtt.reasons import Reason
+from tests.mqtt_client import MqttClient, tls_context
 from tests.support import Daemon, start_daemon
 
 pytestmark = pytest.mark.slow
@@ -293,7 +287,7 @@ def test_a_certificate_can_be_the_user(tmp_path: Path) -> None:
             assert may_publish(client, "ada/1")
             assert not may_publish(client, "bob/1")
         nobody = tls_context(ca=tmp_path / "ca.pem", certificate=None, key=None, verify=True)
-        with pytest.raises(ClientError):
+        with pytest.raises(ProbeError):
             MqttClient(there, tls=nobody).ping()
         with pytest.raises(Refused):
             MqttClient(target(daemon), version=V311)

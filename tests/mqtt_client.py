@@ -1,4 +1,4 @@
-"""A small blocking MQTT client, for ``ganglion health`` and for tests of the daemon.
+"""A small blocking MQTT client for tests of the daemon.
 
 It is the other end of the same sans-I/O codec that the broker uses, over one blocking socket
 (TCP, TLS or Unix). Every wait has a deadline, in seconds. There is no background thread: the
@@ -11,15 +11,23 @@ import itertools
 import secrets
 import socket
 import ssl
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
-from urllib.parse import unquote, urlsplit
 
-from ganglion import GanglionError
+from ganglion.broker.daemon.probe import (
+    ConnectionLost,
+    ProbeError,
+    Refused,
+    Target,
+    TimedOut,
+    open_socket,
+    words_of,
+)
 from ganglion.protocols.mqtt.codec import decode, encode, read_header
 from ganglion.protocols.mqtt.packets import (
     V5,
@@ -42,16 +50,7 @@ from ganglion.protocols.mqtt.packets import (
 )
 from ganglion.protocols.mqtt.reasons import MqttError, Reason
 
-__all__ = [
-    "ClientError",
-    "ConnectionLost",
-    "MqttClient",
-    "Refused",
-    "Target",
-    "TimedOut",
-    "Unreachable",
-    "tls_context",
-]
+__all__ = ["MqttClient", "scripted_broker", "tls_context"]
 
 _READ_SIZE_BYTES = 65_536
 _WINDOW = 64  # unacknowledged publishes in flight: enough to hide the round trip, small to resend
@@ -69,83 +68,12 @@ _RETURN_CODES = {
 _Answer = TypeVar("_Answer", Connack, Suback, Pingresp)
 
 
-class ClientError(GanglionError):
-    """Something that the client was asked to do did not succeed."""
-
-
-class Unreachable(ClientError):
-    """No connection came about: nobody listens, the name is unknown, or TLS failed."""
-
-
-class ConnectionLost(ClientError):
-    """The broker ended the connection, or spoke something that is not MQTT."""
-
-
-class TimedOut(ClientError):
-    """The broker did not answer in time."""
-
-
-class Refused(ClientError):
-    """The broker answered, and said no. ``reason`` is its reason code."""
-
-    def __init__(self, what: str, reason: int, text: str | None = None) -> None:
-        self.reason = reason
-        super().__init__(f"{what}: {_words(reason)}" + (f" ({text})" if text else ""))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """Where a broker is and who we are there."""
-
-    host: str = ""
-    port: int = 0
-    path: str | None = None
-    """The path of a Unix socket, instead of host and port."""
-    tls: bool = False
-    user: str | None = None
-    password: bytes | None = None
-
-    @classmethod
-    def parse(cls, url: str) -> Self:
-        """Read ``mqtt://[user[:password]@]host[:port]``, ``mqtts://…`` or ``unix:/path``.
-
-        ``host[:port]`` alone means ``mqtt://``. Raises `ClientError` for anything else.
-        """
-        if url.startswith("unix:"):
-            path = "/" + url.removeprefix("unix:").lstrip("/")
-            return cls(path=path)
-        try:
-            parts = urlsplit(url if "://" in url else f"mqtt://{url}")
-            port = parts.port
-        except ValueError as error:
-            raise ClientError(f"{url!r} is not a URL: {error}") from None
-        if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
-            raise ClientError(f"{url!r} must be mqtt://HOST:PORT, mqtts://HOST:PORT or unix:/PATH")
-        if parts.path.strip("/") or parts.query or parts.fragment:
-            raise ClientError(f"{url!r} must end with the port; a topic is given by itself")
-        tls = parts.scheme == "mqtts"
-        return cls(
-            host=parts.hostname,
-            port=(8883 if tls else 1883) if port is None else port,
-            tls=tls,
-            user=None if parts.username is None else unquote(parts.username),
-            password=None if parts.password is None else unquote(parts.password).encode(),
-        )
-
-    def __str__(self) -> str:
-        """The URL without user and password."""
-        if self.path is not None:
-            return f"unix:{self.path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
-
-
 def tls_context(
     *, ca: Path | None, certificate: Path | None, key: Path | None, verify: bool
 ) -> ssl.SSLContext:
     """How to talk TLS: whom to trust (the system's authorities without ``ca``), and who we are.
 
-    Raises `ClientError` when a file cannot be used. ``verify`` off trusts everyone.
+    Raises `ProbeError` when a file cannot be used. ``verify`` off trusts everyone.
     """
     try:
         context = ssl.create_default_context(cafile=None if ca is None else str(ca))
@@ -153,7 +81,7 @@ def tls_context(
             context.load_cert_chain(certificate, key)
     except OSError as error:  # ssl.SSLError is one
         files = ", ".join(str(each) for each in (ca, certificate, key) if each is not None)
-        raise ClientError(f"cannot use {files}: {error.strerror or error}") from None
+        raise ProbeError(f"cannot use {files}: {error.strerror or error}") from None
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -192,7 +120,9 @@ class MqttClient:
         self._window = _WINDOW
         self._is_connected = False
         deadline = time.monotonic() + timeout_s
-        self._socket = _open(target, tls, timeout_s)
+        if tls is None and target.tls:
+            tls = tls_context(ca=None, certificate=None, key=None, verify=True)
+        self._socket = open_socket(target, tls, timeout_s)
         self._sent_s = time.monotonic()
         try:
             self.connack = self._connect(target, client_id, deadline)
@@ -278,7 +208,7 @@ class MqttClient:
         try:
             self._send(Disconnect())
             self._socket.shutdown(socket.SHUT_WR)
-        except (ClientError, OSError):
+        except (ProbeError, OSError):
             pass  # the connection has ended already, which is what was wanted
         finally:
             self._socket.close()
@@ -384,7 +314,7 @@ class MqttClient:
                 self._packets.append(packet)
             case Disconnect():
                 text = None if packet.properties is None else packet.properties.reason_string
-                words = _words(packet.reason) + (f" ({text})" if text else "")
+                words = words_of(packet.reason) + (f" ({text})" if text else "")
                 raise ConnectionLost(f"the broker ended the connection: {words}")
             case _:
                 self._packets.append(packet)
@@ -417,42 +347,49 @@ class MqttClient:
         self._sent_s = time.monotonic()
 
 
-def _open(target: Target, tls: ssl.SSLContext | None, timeout_s: float) -> socket.socket:
-    try:
-        if target.path is not None:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.settimeout(timeout_s)
-            try:
-                connection.connect(target.path)
-            except BaseException:
-                connection.close()
-                raise
-            return connection
-        connection = socket.create_connection((target.host, target.port), timeout_s)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if not target.tls:
-            return connection
-        if tls is None:
-            tls = tls_context(ca=None, certificate=None, key=None, verify=True)
-        try:
-            return tls.wrap_socket(connection, server_hostname=target.host)
-        except BaseException:
-            connection.close()
-            raise
-    except TimeoutError:
-        raise Unreachable(f"cannot connect to {target}: no answer in {timeout_s:g} s") from None
-    except OSError as error:
-        words = getattr(error, "verify_message", "") or error.strerror or str(error)
-        raise Unreachable(f"cannot connect to {target}: {words}") from None
-
-
 def _assigned(version: int) -> str:
     """A client identifier when none is given: empty, but MQTT 3.1 knows no empty one."""
     return f"ganglion-{secrets.token_hex(6)}" if version == V31 else ""
 
 
-def _words(reason: int) -> str:
-    try:
-        return Reason(reason).name.lower().replace("_", " ")
-    except ValueError:
-        return f"reason 0x{reason:02X}"
+@contextmanager
+def scripted_broker(*steps: Packet | bytes | None) -> Generator[Target, None, None]:
+    """A broker that answers the n-th packet with the n-th step; without steps it closes at once.
+
+    None answers nothing to that packet. The errors of its thread come out of the context.
+    """
+    errors: list[Exception] = []
+
+    def serve(listening: socket.socket) -> None:
+        try:
+            connection, _ = listening.accept()
+            with connection:
+                connection.settimeout(10)
+                answer_each(connection)
+        except Exception as error:  # noqa: BLE001 - raised where the test can see it
+            errors.append(error)
+
+    def answer_each(connection: socket.socket) -> None:
+        data = b""
+        for step in steps:
+            while (header := read_header(data, 0, V5)) is None or header[2] > len(data):
+                more = connection.recv(65_536)
+                if not more:
+                    return
+                data += more
+            data = data[header[2] :]
+            if step is not None:
+                connection.sendall(step if isinstance(step, bytes) else encode(step, V5))
+        while steps and connection.recv(65_536):
+            pass  # until the client closes
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(10)
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        try:
+            yield Target(host="127.0.0.1", port=listening.getsockname()[1])
+        finally:
+            thread.join()
+    if errors:
+        raise errors[0]
