@@ -25,12 +25,6 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf
 IMPORTED_AS = {"argon2-cffi": "argon2", "prometheus-client": "prometheus_client"}
 """Distributions whose import name is not their own."""
 
-FOR_LATER = {
-    "anyio": "connections of the Python client under trio and asyncio",
-    "msgspec": "messages of the Python client as structs",
-}
-"""Dependencies that no module imports yet, and what they are for."""
-
 CLIENT = re.compile(r"ganglion/(__init__|__main__|clients/.*)\.py")
 """Modules that work where a client alone is installed, with whatever they import."""
 
@@ -227,10 +221,10 @@ def required(requirements: list[str]) -> set[str]:
 
 def test_what_a_client_imports_is_required_and_nothing_else() -> None:
     """`pip install ganglion` brings what a client imports, and no package that it does not."""
-    client = required(PROJECT["dependencies"])
-    assert foreign(imports_of_client()) | set(FOR_LATER) == client
+    assert foreign(imports_of_client()) == required(PROJECT["dependencies"])
 
 
+@pytest.mark.slow
 def test_what_a_node_imports_is_required_and_nothing_else() -> None:
     """`ganglion[broker]` adds exactly what the rest of the package imports besides.
 

@@ -9,38 +9,198 @@ which every part shares, are here.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers; a test compares them with the table
+    from ganglion.clients.addresses import tls_context
+    from ganglion.clients.codecs import JSON, MSGPACK, Codec, ValueCodec
     from ganglion.clients.errors import (
         AuthenticationFailed,
+        BadOption,
         ClientError,
+        Closed,
         ConnectionLost,
+        LeaseLost,
+        NoResponders,
+        NotAuthorised,
+        NotDecodable,
+        NotFound,
+        QueueFull,
         Refused,
+        ResponderFailed,
+        ResponderGone,
+        RespondersBusy,
         TimedOut,
         Unreachable,
+        WrongVersion,
     )
+    from ganglion.clients.mesh import Mesh, States, connect
+    from ganglion.clients.messages import Message, MessageOptions, Receipt, Record
+    from ganglion.clients.publishing import Publisher
+    from ganglion.clients.queues import (
+        Consumer,
+        Job,
+        Queue,
+        QueueDescription,
+        QueueOptions,
+        StoredMessage,
+    )
+    from ganglion.clients.requests import Request, Service
+    from ganglion.clients.retained import Retained
+    from ganglion.clients.session import Secret, State, StateChange
+    from ganglion.clients.streams import (
+        Appended,
+        Follower,
+        GroupFollower,
+        GroupRecord,
+        Stream,
+        StreamDescription,
+        StreamGroup,
+        StreamOptions,
+    )
+    from ganglion.clients.subscriptions import Overflow, Subscription
+    from ganglion.clients.tracing import TraceContext, current_trace
 
 __all__ = [
+    "JSON",
+    "MSGPACK",
+    "Appended",
     "AuthenticationFailed",
+    "BadOption",
     "BrokerNotInstalled",
     "ClientError",
+    "Closed",
+    "Codec",
     "ConnectionLost",
+    "Consumer",
+    "Follower",
     "GanglionError",
+    "GroupFollower",
+    "GroupRecord",
+    "Job",
+    "LeaseLost",
+    "Mesh",
+    "Message",
+    "MessageOptions",
+    "NoResponders",
+    "NotAuthorised",
+    "NotDecodable",
+    "NotFound",
+    "Overflow",
+    "Publisher",
+    "Queue",
+    "QueueDescription",
+    "QueueFull",
+    "QueueOptions",
+    "Receipt",
+    "Record",
     "Refused",
+    "Request",
+    "ResponderFailed",
+    "ResponderGone",
+    "RespondersBusy",
+    "Retained",
+    "Secret",
+    "Service",
+    "State",
+    "StateChange",
+    "States",
+    "StoredMessage",
+    "Stream",
+    "StreamDescription",
+    "StreamGroup",
+    "StreamOptions",
+    "Subscription",
     "TimedOut",
+    "TraceContext",
     "Unreachable",
+    "ValueCodec",
+    "WrongVersion",
     "__version__",
+    "connect",
+    "current_trace",
+    "tls_context",
 ]
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "AuthenticationFailed": "ganglion.clients.errors",
-    "ClientError": "ganglion.clients.errors",
-    "ConnectionLost": "ganglion.clients.errors",
-    "Refused": "ganglion.clients.errors",
-    "TimedOut": "ganglion.clients.errors",
-    "Unreachable": "ganglion.clients.errors",
+_NAMES = {
+    "ganglion.clients.addresses": ("tls_context",),
+    "ganglion.clients.codecs": (
+        "JSON",
+        "MSGPACK",
+        "Codec",
+        "ValueCodec",
+    ),
+    "ganglion.clients.errors": (
+        "AuthenticationFailed",
+        "BadOption",
+        "ClientError",
+        "Closed",
+        "ConnectionLost",
+        "LeaseLost",
+        "NoResponders",
+        "NotAuthorised",
+        "NotDecodable",
+        "NotFound",
+        "QueueFull",
+        "Refused",
+        "ResponderFailed",
+        "ResponderGone",
+        "RespondersBusy",
+        "TimedOut",
+        "Unreachable",
+        "WrongVersion",
+    ),
+    "ganglion.clients.mesh": (
+        "Mesh",
+        "States",
+        "connect",
+    ),
+    "ganglion.clients.messages": (
+        "Message",
+        "MessageOptions",
+        "Receipt",
+        "Record",
+    ),
+    "ganglion.clients.publishing": ("Publisher",),
+    "ganglion.clients.queues": (
+        "Consumer",
+        "Job",
+        "Queue",
+        "QueueDescription",
+        "QueueOptions",
+        "StoredMessage",
+    ),
+    "ganglion.clients.requests": (
+        "Request",
+        "Service",
+    ),
+    "ganglion.clients.retained": ("Retained",),
+    "ganglion.clients.session": (
+        "Secret",
+        "State",
+        "StateChange",
+    ),
+    "ganglion.clients.streams": (
+        "Appended",
+        "Follower",
+        "GroupFollower",
+        "GroupRecord",
+        "Stream",
+        "StreamDescription",
+        "StreamGroup",
+        "StreamOptions",
+    ),
+    "ganglion.clients.subscriptions": (
+        "Overflow",
+        "Subscription",
+    ),
+    "ganglion.clients.tracing": (
+        "TraceContext",
+        "current_trace",
+    ),
 }
-"""Where each public name is that is not in this module."""
+"""Which public names are in which module."""
+
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 class GanglionError(Exception):
