@@ -14,7 +14,14 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from ganglion.clients.conversation import Answer
-from ganglion.clients.errors import BadOption, ClientError, Closed, ConnectionLost, Refused
+from ganglion.clients.errors import (
+    BadOption,
+    ClientError,
+    Closed,
+    ConnectionLost,
+    Refused,
+    TimedOut,
+)
 from ganglion.clients.link import Link
 from ganglion.protocols.native.frames import Frame
 from ganglion.protocols.native.operations import Operation
@@ -41,6 +48,11 @@ class Channels(Protocol):
     @property
     def waits(self) -> bool:
         """Whether what is asked for waits for a connection when there is none."""
+        ...
+
+    @property
+    def answer_timeout_s(self) -> float:
+        """How long is waited for an answer."""
         ...
 
     @property
@@ -74,13 +86,19 @@ class Attached:
                 self.channel.dropped += frame[2]
             case Operation.ENDED:
                 self.link.channels.pop(self.number, None)
-                self.channel.fail(Refused.of(frame[2], frame[3]))
+                self.let_go()
+                if self.channel.at is self:  # else it lives on, on another connection
+                    self.channel.fail(Refused.of(frame[2], frame[3]))
             case _:
                 self.channel.on_frame(frame, self)
 
     def on_lost(self, error: ClientError) -> None:
         """The connection is gone. The session opens the channel again when there is another."""
+        self.let_go()
         self.channel.on_detached(self, error)
+
+    def let_go(self) -> None:
+        """What came here can be dealt with no more: the node has ended the channel."""
 
     def output(self) -> Iterator[bytes]:
         """Nothing is gathered here."""
@@ -108,6 +126,7 @@ class Channel(Generic[_T]):
         self._channels = channels
         self._buffer: deque[_T] = deque()
         self._opened = anyio.Event()
+        self._is_begun = False
         self._came: anyio.Event | None = None
         self._error: ClientError | None = None
         self._taken = 0
@@ -119,21 +138,23 @@ class Channel(Generic[_T]):
     # -- for programs ------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        """Open it: the node has it when this returns. Raises what the node refused it with."""
-        if self._opened.is_set() or self.at is not None:
-            raise BadOption("this was entered already: make another one")
-        self.check()
-        if self._channels.link is None and not self._channels.waits:
-            raise self._channels.error or ConnectionLost("there is no connection at this time")
-        self._channels.add(self)
+        """Open it: the node has it when this returns.
+
+        Raises what the node refused it with, `TimedOut` or `ConnectionLost`.
+        """
+        self.begin()
+        limit_s = self._channels.answer_timeout_s
         try:
-            await self._opened.wait()
-        except BaseException:
-            self._detach()
-            raise
+            with anyio.move_on_after(limit_s):
+                await self._opened.wait()
+        finally:
+            if not self._opened.is_set():
+                at = self._detach()
+                if at is not None:
+                    at.link.notify(Operation.CLOSE, 0, at.number)
+                self._error = TimedOut(f"no node has opened this within {limit_s:g} s")
         if self._error is not None:
-            self._detach()
-            raise self._error
+            raise self._error.with_traceback(None)
         return self
 
     async def __aexit__(
@@ -169,8 +190,8 @@ class Channel(Generic[_T]):
             if self._error is not None:
                 if isinstance(self._error, Closed):
                     raise StopAsyncIteration
-                raise self._error
-            if not self._opened.is_set():
+                raise self._error.with_traceback(None)  # it may be raised again, and would grow
+            if not self._is_begun:
                 raise BadOption("enter it first: async with ... as items: async for item in items")
             if self._came is None:
                 self._came = anyio.Event()
@@ -179,12 +200,27 @@ class Channel(Generic[_T]):
         self.on_taken()
         return item
 
-    @property
-    def is_entered(self) -> bool:
-        """Whether it was opened once."""
-        return self._opened.is_set()
-
     # -- for kinds of channels ---------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Open it, now or with the next connection, and wait for nothing.
+
+        Raises `BadOption`, and why there is no connection where none is waited for.
+        """
+        if self._is_begun:
+            raise BadOption("this was entered already: make another one")
+        self.check()
+        if self._channels.error is not None:
+            raise self._channels.error.with_traceback(None)
+        if self._channels.link is None and not self._channels.waits:
+            raise ConnectionLost("there is no connection at this time")
+        self._is_begun = True
+        self._channels.add(self)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it was opened once."""
+        return self._is_begun
 
     def check(self) -> None:
         """Raise `BadOption` for options that cannot be."""
@@ -205,8 +241,9 @@ class Channel(Generic[_T]):
 
     def on_detached(self, at: Attached, error: ClientError) -> None:
         """A connection that it was on is gone."""
-        if self.at is at:
-            self.at = None
+        if self.at is not at:
+            return  # it has moved to another one
+        self.at = None
         if not self._channels.waits:
             self.fail(error)
 
@@ -224,8 +261,9 @@ class Channel(Generic[_T]):
 
     def attach(self, link: Link) -> None:
         """Open it on this connection."""
-        number = link.ask(_Opening(self), self.operation, *self.opening())
-        self.at = link.channels[number] = self.attachment(link, number)
+        opening = _Opening()
+        number = link.ask(opening, self.operation, *self.opening())
+        opening.at = self.at = link.channels[number] = self.attachment(link, number)
 
     def opened(self, result: Any) -> None:
         """The node has opened it on the connection that it is attached to."""
@@ -252,23 +290,29 @@ class Channel(Generic[_T]):
             return None
         at.link.flush(at)
         at.link.channels.pop(at.number, None)
+        at.let_go()
         return at
 
 
 class _Opening:
     """Waits for the node to open a channel."""
 
-    __slots__ = ("_channel",)
+    __slots__ = ("at",)
 
-    def __init__(self, channel: Channel[Any]) -> None:
-        self._channel = channel
+    at: Attached
+    """Known as soon as the request has its number."""
 
     def on_answer(self, answer: Answer) -> None:
         """The node has opened it, or does not want to."""
+        at = self.at
         if answer.error is not None:
-            self._channel.fail(answer.error)
+            at.link.channels.pop(at.number, None)
+        if at.channel.at is not at:
+            return  # it was closed meanwhile, or is on another connection
+        if answer.error is not None:
+            at.channel.fail(answer.error)
         else:
-            self._channel.opened(answer.result)
+            at.channel.opened(answer.result)
 
     def on_lost(self, error: ClientError) -> None:
         """The attachment is told, too."""

@@ -89,11 +89,17 @@ class Conversation:
     def request(self, operation: Operation, *elements: object) -> tuple[int, bytes]:
         """A frame that is answered, and the id that its answer will have."""
         number = next(self._ids)
+        data = pack((int(operation), number, *_trimmed(elements)))
         if operation == Operation.PUBLISH:
             self._publishes[number] = None
         elif operation == Operation.REQUEST:
             self._singles.add(number)
-        return number, pack((int(operation), number, *_trimmed(elements)))
+        return number, data
+
+    def forget(self, number: int) -> None:
+        """A request that was not sent, or that nobody waits for: it may never be answered."""
+        self._publishes.pop(number, None)
+        self._singles.discard(number)
 
     def sent_again(self, number: int) -> None:
         """A publish of an earlier connection goes out on this one, before all new ones."""

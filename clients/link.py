@@ -19,7 +19,7 @@ import anyio
 from ganglion import __version__
 from ganglion.clients.addresses import NodeAddress
 from ganglion.clients.conversation import Answer, Conversation
-from ganglion.clients.errors import ClientError, Closed, ConnectionLost, Refused, TimedOut
+from ganglion.clients.errors import BadOption, ClientError, ConnectionLost, Refused, TimedOut
 from ganglion.clients.login import Login
 from ganglion.clients.transport import Transport, open_transport
 from ganglion.protocols.native.frames import Frame
@@ -31,6 +31,8 @@ _OUTPUT_HIGH_BYTES: Final = 1024 * 1024
 """Above this much that waits to be sent, who wants to send more has to wait."""
 _GOODBYE_S: Final = 2.0
 """What a connection that is closed may still take to send what it has."""
+_UNREADABLE: Final = (AttributeError, LookupError, TypeError, ValueError, AssertionError)
+"""What a frame leads to that is not what `docs/protocol.md` says."""
 
 
 class Answered(Protocol):
@@ -95,7 +97,7 @@ class Call:
         """The elements of the answer. Raises what it was refused with, or `ConnectionLost`."""
         await self._done.wait()
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)  # many tasks may raise it, and it would grow
         answer = self._answer
         assert answer is not None
         if answer.error is not None:
@@ -126,6 +128,7 @@ class Link:
         self.error: ClientError | None = None
         """Why it ended; None while it lives."""
         self.batch_max = 1024
+        self.frame_max_bytes = 16 * 1024 * 1024
         self._transport = transport
         self._ended = ended
         self._output: list[bytes] = []
@@ -174,14 +177,29 @@ class Link:
             self._wake.set()
 
     def notify(self, operation: Operation, *elements: object) -> None:
-        """Send soon what has no answer."""
-        self.put(self.conversation.notice(operation, *elements))
+        """Send soon what has no answer. Raises `BadOption` for more than the node takes."""
+        data = self.conversation.notice(operation, *elements)
+        if len(data) > self.frame_max_bytes:
+            raise self._too_large(data)
+        self.put(data)
+
+    def request(self, operation: Operation, *elements: object) -> tuple[int, bytes]:
+        """The id of a request and its frame, for `put`.
+
+        Raises why the link has ended, if it has, and `BadOption` for more than the node takes: it
+        would end the connection for that.
+        """
+        if self.error is not None:
+            raise self.error.with_traceback(None)  # it may be raised many times, and would grow
+        number, data = self.conversation.request(operation, *elements)
+        if len(data) > self.frame_max_bytes:
+            self.conversation.forget(number)
+            raise self._too_large(data)
+        return number, data
 
     def ask(self, answered: Answered, operation: Operation, *elements: object) -> int:
-        """Send a request soon; its id. Raises why the link has ended, if it has."""
-        if self.error is not None:
-            raise self.error
-        number, data = self.conversation.request(operation, *elements)
+        """Send a request soon; its id. Raises what `request` raises."""
+        number, data = self.request(operation, *elements)
         self.calls[number] = answered
         self.put(data)
         return number
@@ -195,13 +213,20 @@ class Link:
         try:
             return await waiting.wait()
         finally:
-            if self.calls.pop(number, None) is not None and cancel and self.error is None:
-                self.notify(Operation.CANCEL, 0, number)
+            self.give_up(number, cancel=cancel)
+
+    def give_up(self, number: int, *, cancel: bool) -> None:
+        """Nobody waits for this any more, if it has no answer; with ``cancel`` the node is told."""
+        if self.calls.pop(number, None) is None or self.error is not None:
+            return
+        self.conversation.forget(number)
+        if cancel:
+            self.notify(Operation.CANCEL, 0, number)
 
     async def ping(self) -> None:
         """Wait until the node has read all that was sent before. Raises `ConnectionLost`."""
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)
         waiting = Call()
         self._ping(waiting)
         await waiting.wait()
@@ -252,14 +277,18 @@ class Link:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_GOODBYE_S):
                 await self._transport.aclose()
 
-    async def close(self) -> None:
-        """Send what waits, say goodbye, and end."""
+    def retire(self) -> None:
+        """Another link is used for what is new, and what comes for no channel comes there."""
+        self.on_message = self.on_drain = _ignore
+
+    async def close(self, error: ClientError) -> None:
+        """Send what waits, say goodbye, and end: with this error for who still waits here."""
         if self.error is None:
             self.notify(Operation.GOODBYE)
             with anyio.move_on_after(_GOODBYE_S):
                 while (self._output_bytes or self._to_flush) and self.error is None:
                     await self.progress()
-        self._end(Closed("the connection was closed by this program"))
+        self._end(error)
 
     def _end(self, error: ClientError) -> None:
         if self.error is not None:
@@ -281,6 +310,13 @@ class Link:
         except ClientError as error:
             self._end(error)
 
+    def _too_large(self, data: bytes) -> BadOption:
+        size, limit = f"{len(data):,}", f"{self.frame_max_bytes:,}"
+        return BadOption(
+            f"this is too large: {size} bytes in one frame, and the node takes {limit} "
+            "(frame_max_bytes); send it in parts"
+        )
+
     async def _greet(self, options: dict[str, Any]) -> None:
         agent = {"agent": f"ganglion-python/{__version__}"}
         number, data = self.conversation.hello({**agent, **options})
@@ -290,11 +326,7 @@ class Link:
                 if not isinstance(each, Answer):
                     continue
                 if each.id == number:
-                    self.greeting = dict(each.result or {})
-                    self._keep_alive_s = float(self.greeting.get("keep_alive_s") or 0)
-                    limits: dict[str, Any] = self.greeting.get("limits") or {}
-                    self.batch_max = int(limits.get("batch_max") or self.batch_max)
-                    self._heard_s = self._sent_s = anyio.current_time()
+                    self._on_greeting(each.result)
                     return
                 if each.error is not None:
                     raise each.error
@@ -302,23 +334,41 @@ class Link:
                 await self._transport.send(reply)
             self.conversation.replies.clear()
 
+    def _on_greeting(self, greeting: Any) -> None:
+        try:
+            self.greeting = dict(greeting)
+            self._keep_alive_s = float(self.greeting.get("keep_alive_s") or 0)
+            limits: dict[str, Any] = dict(self.greeting.get("limits") or {})
+            self.batch_max = int(limits.get("batch_max") or self.batch_max)
+            self.frame_max_bytes = int(limits.get("frame_max_bytes") or self.frame_max_bytes)
+        except (TypeError, ValueError) as error:
+            raise ConnectionLost(f"the node's greeting cannot be read: {error}") from None
+        self._heard_s = self._sent_s = anyio.current_time()
+
     async def _read(self) -> None:
+        data = b""  # what came in one read with the greeting is in the conversation
         while True:
+            try:
+                self._receive(data)
+            except _UNREADABLE as error:
+                raise ConnectionLost(f"the node sent what cannot be read: {error!r}") from error
+            self._progressed()
             data = await self._transport.receive()
             self._heard_s = anyio.current_time()
-            for each in self.conversation.receive(data):
-                if isinstance(each, tuple):
-                    if each[0] == Operation.MESSAGE:
-                        self.on_message(each)
-                    else:
-                        self._on_frame(each)
+
+    def _receive(self, data: bytes) -> None:
+        for each in self.conversation.receive(data):
+            if isinstance(each, tuple):
+                if each[0] == Operation.MESSAGE:
+                    self.on_message(each)
                 else:
-                    self._on_answer(each)
-            if self.conversation.replies:
-                for reply in self.conversation.replies:
-                    self.put(reply)
-                self.conversation.replies.clear()
-            self._progressed()
+                    self._on_frame(each)
+            else:
+                self._on_answer(each)
+        if self.conversation.replies:
+            for reply in self.conversation.replies:
+                self.put(reply)
+            self.conversation.replies.clear()
 
     def _progressed(self) -> None:
         if self._progress is not None:
@@ -368,8 +418,9 @@ class Link:
             now = anyio.current_time()
             if now - self._heard_s >= 1.5 * interval_s:
                 raise ConnectionLost("the node no longer answers")
-            # Both sides ping after keep_alive_s of silence: ours is early, for we may be late.
-            ping_s = max(self._heard_s, self._sent_s) + interval_s / 2
+            # Both sides ping after keep_alive_s of silence: ours is early, for we may be late. Who
+            # only sends hears nothing, and who only hears is not heard.
+            ping_s = min(self._heard_s, self._sent_s) + interval_s / 2
             if now >= ping_s:
                 self._ping(None)
                 ping_s = now + interval_s / 2

@@ -8,8 +8,10 @@ either.
 """
 
 import ssl
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -113,10 +115,10 @@ class connect:  # noqa: N801 - used as a function: `async with ganglion.connect(
         if self._session is not None:
             raise BadOption("this was entered already: call connect again")
         self._session = session = Session(self._settings)
-        await session.open()
+        link = await session.open()
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
-        self._tasks.start_soon(session.run)
+        self._tasks.start_soon(session.run, link)
         return Mesh(session)
 
     async def __aexit__(
@@ -377,7 +379,9 @@ class States:
         self._session = session
         self._changes: deque[StateChange] = deque(maxlen=_STATES_KEPT)
         self._came = anyio.Event()
-        self._unwatch = session.watch(self._on_change)
+        # The session must not keep what nobody iterates over any more.
+        unwatch = session.watch(partial(_pass_on, weakref.ref(self)))
+        self._unwatch = weakref.finalize(self, unwatch)
 
     def __aiter__(self) -> AsyncIterator[StateChange]:
         """Give itself."""
@@ -392,7 +396,14 @@ class States:
             await self._came.wait()
         return self._changes.popleft()
 
-    def _on_change(self, change: StateChange) -> None:
+    def on_change(self, change: StateChange) -> None:
+        """The session says that it is another one now."""
         self._changes.append(change)
         self._came.set()
         self._came = anyio.Event()
+
+
+def _pass_on(states: "weakref.ref[States]", change: StateChange) -> None:
+    found = states()
+    if found is not None:
+        found.on_change(change)

@@ -16,7 +16,15 @@ from ganglion.clients.errors import BadOption
 from ganglion.clients.tracing import outgoing_headers
 from ganglion.protocols.native.frames import Frame
 
-__all__ = ["Message", "MessageOptions", "Receipt", "Record", "properties_in", "properties_of"]
+__all__ = [
+    "MEMBERS_MAX",
+    "Message",
+    "MessageOptions",
+    "Receipt",
+    "Record",
+    "properties_in",
+    "properties_of",
+]
 
 _T = TypeVar("_T")
 
@@ -48,13 +56,17 @@ class MessageOptions(TypedDict, total=False):
     """Keep it as the topic's last value. An empty payload deletes that."""
 
 
+MEMBERS_MAX: Final = 256
+"""Of any map that a client sends: ``properties_max`` in section 6 of `docs/protocol.md`."""
+
 _OPTIONS: Final = frozenset(MessageOptions.__annotations__)
 
 
 def properties_of(about: MessageOptions, content_type: str | None) -> dict[str, Any] | None:
     """The map that travels with a message; None: there is nothing to say.
 
-    Raises `BadOption` for a name that is none: a node would ignore it without a word.
+    Raises `BadOption` for a name that is none, which a node would ignore without a word, and for
+    more headers than a map may have members: a node ends the connection for that.
     """
     traced = outgoing_headers()
     if not about and content_type is None and traced is None:
@@ -67,6 +79,8 @@ def properties_of(about: MessageOptions, content_type: str | None) -> dict[str, 
         properties.setdefault("content_type", content_type)
     if traced is not None:
         properties["headers"] = {**traced, **properties.get("headers", _NOTHING)}
+    if len(properties.get("headers", _NOTHING)) > MEMBERS_MAX:
+        raise BadOption(f"there are over {MEMBERS_MAX} headers: put more into the payload")
     return properties or None
 
 

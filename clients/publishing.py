@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, Self, Unpack
 import anyio
 
 from ganglion.clients.conversation import Answer
-from ganglion.clients.errors import ClientError, ConnectionLost
+from ganglion.clients.errors import ClientError, Closed
 from ganglion.clients.link import Link, raised
 from ganglion.clients.messages import MessageOptions, Receipt
 from ganglion.protocols.native.operations import Operation
@@ -67,6 +67,7 @@ class Outbox:
         self._pending: dict[int, Outgoing] = {}
         self._bytes = 0
         self._room: anyio.Event | None = None
+        self._is_held = False
 
     def __len__(self) -> int:
         """How many there are."""
@@ -75,7 +76,9 @@ class Outbox:
     @property
     def is_full(self) -> bool:
         """Whether `room` has to be waited for before there is one more."""
-        return len(self._pending) >= self._publishes_max or self._bytes >= _BYTES_MAX
+        return (
+            len(self._pending) >= self._publishes_max or self._bytes >= _BYTES_MAX or self._is_held
+        )
 
     async def room(self) -> None:
         """Wait until there is room for one more."""
@@ -84,11 +87,21 @@ class Outbox:
                 self._room = anyio.Event()
             await self._room.wait()
 
+    def hold(self) -> None:
+        """Let nobody publish more until `release`: who wants to waits in `room`."""
+        self._is_held = True
+
+    def release(self) -> None:
+        """Go on."""
+        self._is_held = False
+        self._tell_room()
+
     def send(self, link: Link, outgoing: Outgoing, *elements: object) -> None:
-        """Number it and send it. Raises why the link has ended, if it has."""
-        if link.error is not None:
-            raise link.error
-        number, data = link.conversation.request(outgoing.operation, *elements)
+        """Number it and send it.
+
+        Raises why the link has ended, if it has, and `BadOption` for more than the node takes.
+        """
+        number, data = link.request(outgoing.operation, *elements)
         outgoing.number, outgoing.data = number, data
         self._pending[number] = outgoing
         self._bytes += len(data)
@@ -108,9 +121,7 @@ class Outbox:
         if self._pending.pop(outgoing.number, None) is None:
             return False
         self._bytes -= len(outgoing.data)
-        if self._room is not None and not self.is_full:
-            self._room.set()
-            self._room = None
+        self._tell_room()
         return True
 
     def fail(self, error: ClientError) -> None:
@@ -118,6 +129,11 @@ class Outbox:
         for outgoing in list(self._pending.values()):
             if self.forget(outgoing):
                 outgoing.settled(outgoing, error)
+
+    def _tell_room(self) -> None:
+        if self._room is not None and not self.is_full:
+            self._room.set()
+            self._room = None
 
 
 class Publishes(Protocol):
@@ -156,7 +172,7 @@ class _Waiting:
         result = self._result
         assert result is not None
         if isinstance(result, ClientError):
-            raise result
+            raise result.with_traceback(None)  # it may be raised in many tasks, and would grow
         return result
 
 
@@ -165,11 +181,13 @@ async def published(
 ) -> Receipt:
     """Publish and wait for the confirmation; when cancelled it is not sent again."""
     outbox = session.outbox
-    if outbox.is_full:
+    link = await session.sending()
+    while outbox.is_full:
         await outbox.room()
+        link = await session.sending()
     waiting = _Waiting()
     outgoing = Outgoing(outbox, operation, waiting.settled)
-    outbox.send(await session.sending(), outgoing, *elements)
+    outbox.send(link, outgoing, *elements)
     try:
         return await waiting.wait()
     finally:
@@ -207,7 +225,7 @@ class Publisher:
             await outbox.room()
             link = await self._session.sending()
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)
         outgoing = Outgoing(outbox, Operation.PUBLISH, self._settled)
         outbox.send(link, outgoing, *elements)
         self._open[outgoing] = None
@@ -217,7 +235,7 @@ class Publisher:
         while self._open and self._error is None:
             await self._change()
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)
 
     async def __aenter__(self) -> Self:
         """Nothing is waited for."""
@@ -238,7 +256,7 @@ class Publisher:
                 self._session.outbox.forget(outgoing)
             self._open.clear()
             if self._error is None:
-                self._error = ConnectionLost("this publisher was left")
+                self._error = Closed("this publisher was left")
 
     def _settled(self, outgoing: "Outgoing", result: Receipt | ClientError) -> None:
         self._open.pop(outgoing, None)

@@ -15,7 +15,7 @@ from msgspec import Struct, field
 
 from ganglion.clients.channels import Attached, Channel, Channels
 from ganglion.clients.codecs import Codec
-from ganglion.clients.errors import BadOption, ClientError, LeaseLost
+from ganglion.clients.errors import BadOption, ClientError, ConnectionLost, LeaseLost, NotFound
 from ganglion.clients.link import Link
 from ganglion.clients.messages import Message, MessageOptions, Receipt
 from ganglion.clients.session import Session
@@ -55,11 +55,10 @@ class Settling(Attached):
             leases = acks[start : start + BATCH_MAX]
             yield self.link.conversation.notice(Operation.ACK, 0, self.number, leases)
 
-    def on_lost(self, error: ClientError) -> None:
+    def let_go(self) -> None:
         """Nothing that was leased here can be settled any more."""
         self.held.clear()
         self._acks.clear()
-        super().on_lost(error)
 
     @property
     def is_busy(self) -> bool:
@@ -104,7 +103,10 @@ class Settling(Attached):
         """Keep it for so long from now on. Raises `LeaseLost`."""
         if lease not in self.held:
             raise LeaseLost("this was settled already, or its connection was lost")
-        (result, *_) = await self.link.call(Operation.EXTEND, self.number, lease, lease_s)
+        try:
+            (result, *_) = await self.link.call(Operation.EXTEND, self.number, lease, lease_s)
+        except (ConnectionLost, NotFound) as error:
+            raise LeaseLost(f"somebody else gets it, or has it: {error}") from error
         if result.get("gone"):
             self.held.pop(lease, None)
             raise LeaseLost("the lease had run out: somebody else gets it, or has it")

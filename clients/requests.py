@@ -7,7 +7,7 @@ import anyio
 from msgspec import field
 
 from ganglion.clients.channels import Attached, Channel, Channels
-from ganglion.clients.errors import BadOption, ClientError
+from ganglion.clients.errors import BadOption, ClientError, TimedOut
 from ganglion.clients.link import Call, Link
 from ganglion.clients.messages import Message, MessageOptions, properties_in
 from ganglion.clients.session import Session
@@ -64,6 +64,7 @@ async def gather(
         options["count"] = at_most
     replies: list[Message] = []
     waiting = Call(on_part=lambda frame: replies.append(_reply(session, topic, frame[2:])))
+    link: Link | None = None
     with anyio.move_on_after(timeout_s + _GRACE_S):
         link = await session.sending()
         number = link.ask(waiting, Operation.GATHER, topic, payload, properties, options)
@@ -72,8 +73,10 @@ async def gather(
             await waiting.wait()
         finally:
             link.channels.pop(number, None)
-            if link.calls.pop(number, None) is not None and link.error is None:
-                link.notify(Operation.CANCEL, 0, number)
+            link.give_up(number, cancel=True)
+        return replies
+    if link is None:
+        raise TimedOut(f"there was no connection within {timeout_s:g} s: nobody was asked")
     return replies
 
 
@@ -111,11 +114,10 @@ class Serving(Attached):
         else:
             super().on_frame(frame)
 
-    def on_lost(self, error: ClientError) -> None:
+    def let_go(self) -> None:
         """Nobody can be answered any more."""
         for call in list(self.open):
             self.close(call)
-        super().on_lost(error)
 
     def close(self, call: int) -> bool:
         """It is answered, or not wanted; False: it was already."""

@@ -2,19 +2,22 @@
 
 The session has at most one `Link` that is used for new things. When that ends it connects again, to
 the first address that answers, with growing pauses; then it sends again what has no confirmation
-(`Outbox`), opens its channels again, and lets go on who waited. When a node says that it will stop
-(drain), a link to another one is made first, and the old one lives on until what is leased there is
-settled.
+(`Outbox`), opens its channels again, and lets go on who waited.
+
+When a node says that it will stop (drain), a link to another one is made first. New publishes are
+held until the old node has confirmed its own: another node does not know their numbers. Then
+everything moves, and the old link lives on until what is leased there is settled.
 """
 
 import inspect
 import itertools
+import logging
 import math
 import random
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, cast
 
 import anyio
@@ -24,6 +27,7 @@ from ganglion.clients.addresses import NodeAddress
 from ganglion.clients.channels import Attached, Channel
 from ganglion.clients.codecs import JSON, Codec
 from ganglion.clients.errors import (
+    AuthenticationFailed,
     BadOption,
     ClientError,
     Closed,
@@ -58,6 +62,11 @@ _FINAL: Final = frozenset(
     )
 )
 """Refusals after which connecting again would only be refused again."""
+
+_HOLD_S: Final = 0.5
+"""What a node that stops has at least to confirm publishes before they go to another one."""
+
+_log: Final = logging.getLogger("ganglion.client")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +127,19 @@ class Session:
         self._attention = anyio.Event()
         self._drain: dict[str, Any] | None = None
         self._known: tuple[NodeAddress, ...] = ()  # other nodes that a node has told of
+        self._attempts = 0  # to connect again, since a connection lasted
+        self._opened_s = -math.inf
         self._lost: ClientError = Unreachable("there was no connection yet")
 
     @property
     def waits(self) -> bool:
         """Whether what is asked for waits for a connection when there is none."""
         return self.settings.reconnect and not self.settings.fail_fast
+
+    @property
+    def answer_timeout_s(self) -> float:
+        """How long is waited for an answer where nothing else is said."""
+        return self.settings.answer_timeout_s
 
     # -- for what goes over it ---------------------------------------------------------------------
 
@@ -140,7 +156,12 @@ class Session:
     def watch(self, watcher: Callable[[StateChange], None]) -> Callable[[], None]:
         """Call this with each change of state; call what is returned to end that."""
         self._watchers.append(watcher)
-        return lambda: self._watchers.remove(watcher)
+
+        def unwatch() -> None:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
+
+        return unwatch
 
     async def sending(self) -> Link:
         """A connection with room for more to send; waits for one.
@@ -154,7 +175,7 @@ class Session:
                     return link
                 await link.room()
             elif self.error is not None:
-                raise self.error
+                raise self.error.with_traceback(None)  # it is raised many times, and would grow
             elif not self.waits:
                 raise ConnectionLost(f"there is no connection at this time: {self._lost}")
             else:
@@ -263,31 +284,36 @@ class Session:
 
     # -- its life ----------------------------------------------------------------------------------
 
-    async def open(self) -> None:
-        """Connect for the first time; `run` is to be started then.
+    async def open(self) -> Link:
+        """Connect for the first time; `run` is to be started then, with this link.
 
-        Raises `Unreachable`, `Refused` or `ConnectionLost` when no address will do, after
-        ``wait_for_node_s`` of trying.
+        Raises `Unreachable`, `Refused`, `ConnectionLost` or `AuthenticationFailed` when no address
+        will do, after ``wait_for_node_s`` of trying.
         """
         give_up_s = anyio.current_time() + self.settings.wait_for_node_s
-        for attempt in itertools.count():
+        attempt = 0
+        while True:
             try:
-                self._adopt(await self._connected(self.settings.addresses))
-                return
-            except (Unreachable, ConnectionLost, TimedOut):
+                link = await self._connected(self.settings.addresses)
+            except (Unreachable, ConnectionLost, TimedOut, Refused) as error:
                 pause_s = self._pause_s(attempt)
-                if anyio.current_time() + pause_s >= give_up_s:
+                if self._is_final(error) or anyio.current_time() + pause_s >= give_up_s:
                     raise
                 await anyio.sleep(pause_s)
+                attempt += 1
+            else:
+                self._adopt(link)
+                return link
 
-    async def run(self) -> None:
+    async def run(self, link: Link) -> None:
         """Keep a connection until `close`, or until the node refuses for good."""
         async with anyio.create_task_group() as tasks:
-            if self.link is not None:
-                tasks.start_soon(self.link.run)
-            while self.error is None:
+            tasks.start_soon(link.run)
+            while True:
                 await self._attention.wait()
                 self._attention = anyio.Event()
+                if self.error is not None:
+                    return  # the links end by themselves
                 if self.link is None:
                     await self._connect_again(tasks)
                 elif self._drain is not None:
@@ -298,7 +324,7 @@ class Session:
         link = self.link
         self.fail(Closed("the mesh was closed"))
         if link is not None:
-            await link.close()
+            await link.close(Closed("the mesh was closed"))
 
     def fail(self, error: ClientError) -> None:
         """There will be no more connections: everybody who waits is told."""
@@ -315,59 +341,87 @@ class Session:
 
     async def _connect_again(self, tasks: TaskGroup) -> None:
         """A new connection in place of the lost one."""
-        if not self.settings.reconnect or _is_final(self._lost):
+        if not self.settings.reconnect or self._is_final(self._lost):
             self.fail(self._lost)
             return
-        for attempt in itertools.count():
+        # One that is lost again at once is no reason to hurry.
+        if anyio.current_time() - self._opened_s >= self.settings.backoff_max_s:
+            self._attempts = 0
+        while True:
+            if self._attempts:
+                await anyio.sleep(self._pause_s(self._attempts - 1))
+            self._attempts += 1
             try:
                 link = await self._connected((*self.settings.addresses, *self._known))
             except ClientError as error:
                 self._lost = error
                 if self.error is not None:
                     return
-                if _is_final(error) and not self._has_fresh_secrets:
+                if self._is_final(error):
                     self.fail(error)
                     return
                 self._tell(StateChange("connecting", reason=str(error)))
-                await anyio.sleep(self._pause_s(attempt))
             else:
-                self._adopt(link)
                 tasks.start_soon(link.run)
+                if self.error is None:
+                    self._adopt(link)
+                else:  # the mesh was closed meanwhile
+                    await link.close(self.error)
                 return
 
     async def _move(self, tasks: TaskGroup, old: Link, drain: dict[str, Any]) -> None:
         """The node will stop: go to another one, if there is one, before it does."""
         self._drain = None
-        told = _parsed(drain.get("addresses"))
+        deadline_s = anyio.current_time() + float(drain.get("within_s") or 0.0)
+        told = _parsed(drain.get("addresses"), old.address)
+        self._known = tuple(dict.fromkeys((*told, *self._known)))
         others = [
             each
-            for each in dict.fromkeys((*told, *self._known, *self.settings.addresses))
-            if each != old.address
+            for each in (*self._known, *self.settings.addresses)
+            if str(each) != str(old.address)
         ]
         if not others:
             return  # it is the only one: when it is gone, we connect to what comes after it
-        try:
-            link = await self._connected(others)
-        except ClientError:
-            return
-        if old is self.link:
-            self.link = None
-        attachments = [each.at for each in self._channels if each.at is not None]
-        self._adopt(link)
+        attempt = 0
+        link: Link | None = None
+        while link is None:
+            try:
+                link = await self._connected(others)
+            except ClientError as error:
+                if self._is_final(error) or await _ends(old, self._pause_s(attempt)):
+                    return
+                attempt += 1
         tasks.start_soon(link.run)
-        within_s = float(drain.get("within_s") or 0.0)
-        tasks.start_soon(self._retire, old, attachments, within_s)
-
-    async def _retire(self, old: Link, attachments: list[Attached], within_s: float) -> None:
-        """Let go of a link that is not used for new things, when nothing is left on it."""
+        await self._confirmed_by(old, (deadline_s - anyio.current_time()) / 2)
+        if self.error is not None or link.error is not None:
+            await link.close(Closed("another connection is used"))
+            self._drain = drain  # where the new one was lost
+            self._attention.set()
+            return
+        attachments = [each.at for each in self._channels if each.at is not None]
         for attachment in attachments:
             attachment.retire()
-        with anyio.move_on_after(max(within_s - 1.0, 1.0)):
-            while old.calls or any(each.is_busy for each in attachments):
-                if old.error is not None:
-                    return
+        old.retire()
+        self._adopt(link)
+        tasks.start_soon(self._retire, old, attachments, deadline_s)
+
+    async def _confirmed_by(self, old: Link, within_s: float) -> None:
+        """Hold what is to be published until this node has answered what it was sent."""
+        self.outbox.hold()
+        try:
+            with anyio.move_on_after(max(within_s, _HOLD_S)):
+                while self.outbox and old.error is None:
+                    await old.progress()
+        finally:
+            self.outbox.release()
+
+    async def _retire(self, old: Link, attachments: list[Attached], deadline_s: float) -> None:
+        """Let go of a link that is not used for new things, when nothing is left on it."""
+        left_s = deadline_s - anyio.current_time() - 1.0
+        with anyio.move_on_after(max(left_s, 1.0)):
+            while old.error is None and (old.calls or any(each.is_busy for each in attachments)):
                 await old.progress()
-        await old.close()
+        await old.close(ConnectionLost("the node stops, and this program has left it"))
 
     async def _connected(self, addresses: "tuple[NodeAddress, ...] | list[NodeAddress]") -> Link:
         """A link to the first address that will do. Raises the error of the last one."""
@@ -410,7 +464,7 @@ class Session:
         if settings.client is not None:
             options["client"] = settings.client
         if settings.token is not None:
-            options["token"] = await _current(settings.token)
+            options["token"] = await _current(settings.token, "token")
         elif settings.password is None and self._user(address) is not None:
             options["user"] = self._user(address)
         return options
@@ -421,7 +475,7 @@ class Session:
         if user is None or secret is None:
             return None
         if not isinstance(secret, str):
-            return Login(address, user, (await _current(secret)).encode())
+            return Login(address, user, (await _current(secret, "password")).encode())
         login = self._logins.get(address)
         if login is None:
             login = self._logins[address] = Login(address, user, secret.encode())
@@ -430,10 +484,13 @@ class Session:
     def _user(self, address: NodeAddress) -> str | None:
         return self.settings.user if self.settings.user is not None else address.user
 
-    @property
-    def _has_fresh_secrets(self) -> bool:
-        """Whether the next attempt may come with another secret than the one that was refused."""
-        return callable(self.settings.token) or callable(self.settings.password)
+    def _is_final(self, error: ClientError) -> bool:
+        """Whether connecting again would only be refused again."""
+        if not isinstance(error, Refused) or error.code not in _FINAL:
+            return False
+        # A function may give another secret the next time than the one that was refused.
+        is_fresh = callable(self.settings.token) or callable(self.settings.password)
+        return not (is_fresh and error.code == Code.NOT_AUTHENTICATED)
 
     def _pause_s(self, attempt: int) -> float:
         """Twice as long each time; half of it by chance, lest all clients come back at once."""
@@ -444,9 +501,11 @@ class Session:
     def _adopt(self, link: Link) -> None:
         """Use this link from now on."""
         self.link = link
+        self._drain = None
+        self._opened_s = anyio.current_time()
         link.on_message = self.plain.on_message
         link.on_drain = self._on_drain
-        self._known = _parsed(link.greeting.get("addresses"))
+        self._known = _parsed(link.greeting.get("addresses"), link.address)
         self.outbox.send_again(link)
         for channel in list(self._channels):
             channel.attach(link)
@@ -468,30 +527,54 @@ class Session:
             self._tell(StateChange("connecting", reason=str(error)))
 
     def _tell(self, change: StateChange) -> None:
-        if change != self.change:
-            self.change = change
-            for watcher in list(self._watchers):
+        if change == self.change:
+            return
+        self.change = change
+        for watcher in list(self._watchers):
+            try:
                 watcher(change)
+            except Exception:  # noqa: BLE001 - a mistake in there must not end the connection
+                _log.exception("what watches the state failed at %s", change)
 
 
-def _is_final(error: ClientError) -> bool:
-    return isinstance(error, Refused) and error.code in _FINAL
+async def _ends(link: Link, within_s: float) -> bool:
+    """Wait until this link has ended, at most so long; whether it has."""
+    with anyio.move_on_after(within_s):
+        while link.error is None:
+            await link.progress()
+    return link.error is not None
 
 
-def _parsed(urls: object) -> tuple[NodeAddress, ...]:
-    """Addresses that a node told of; those that mean nothing to us are left out."""
+def _parsed(urls: object, teller: NodeAddress) -> tuple[NodeAddress, ...]:
+    """Addresses that a node told of; those that mean nothing to us are left out.
+
+    We are there who we are here. What came encrypted never leads to where it is not: a token would
+    go there in the clear.
+    """
     found: list[NodeAddress] = []
     for url in cast("tuple[object, ...]", urls) if isinstance(urls, tuple) else ():
         try:
-            found.append(NodeAddress.parse(str(url)))
+            address = NodeAddress.parse(str(url))
         except ClientError:
             continue
+        if address.is_tls or not teller.is_tls:
+            found.append(replace(address, user=teller.user))
     return tuple(found)
 
 
-async def _current(secret: Secret) -> str:
-    """The secret as it is now."""
+async def _current(secret: Secret, what: str) -> str:
+    """The secret as it is now. Raises `AuthenticationFailed` when a function does not give one."""
     if isinstance(secret, str):
         return secret
-    found = secret()
-    return await found if inspect.isawaitable(found) else found
+    try:
+        found = secret()
+        value = cast("object", await found if inspect.isawaitable(found) else found)
+    except Exception as error:
+        raise AuthenticationFailed(
+            f"the function that gives the {what} failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(value, str):
+        raise AuthenticationFailed(
+            f"the function that gives the {what} gave {type(value).__name__}, and not str"
+        )
+    return value

@@ -16,11 +16,11 @@ from ganglion.clients.channels import Attached, Channel, Channels
 from ganglion.clients.codecs import Codec
 from ganglion.clients.errors import BadOption, ClientError, Closed
 from ganglion.clients.link import Link
-from ganglion.clients.messages import MessageOptions, Record
+from ganglion.clients.messages import MEMBERS_MAX, MessageOptions, Record
 from ganglion.clients.queues import Settling
 from ganglion.clients.session import Session
 from ganglion.protocols.native.frames import Frame
-from ganglion.protocols.native.operations import CREDIT_MAX, Operation
+from ganglion.protocols.native.operations import BATCH_MAX, CREDIT_MAX, Operation
 
 __all__ = [
     "Appended",
@@ -167,8 +167,8 @@ class Follower:
 
     async def __anext__(self) -> Record:
         """The next record; the first call opens the follower where `async with` did not."""
-        if not self._following.is_entered:
-            await self._following.__aenter__()
+        if not self._following.is_begun:
+            self._following.begin()  # cancelled in the wait for the first record, it stays open
         record = await self._following.__anext__()
         self.position = record.sequence
         return record
@@ -366,6 +366,10 @@ class Stream:
         """
         if not values:
             raise BadOption("append_batch needs at least one value")
+        if len(values) > BATCH_MAX:
+            raise BadOption(f"append_batch takes up to {BATCH_MAX:,} values, not {len(values):,}")
+        if expected is not None and len(expected) > MEMBERS_MAX:
+            raise BadOption(f"expected may name up to {MEMBERS_MAX} keys, not {len(expected):,}")
         if keys is not None and len(keys) != len(values):
             raise BadOption(f"there are {len(values)} values and {len(keys)} keys")
         made = [self._session.publication("", value, about) for value in values]

@@ -93,7 +93,7 @@ async def open_transport(address: NodeAddress, tls: ssl.SSLContext | None) -> Tr
     """Connect. Raises `Unreachable`; and `ConnectionLost` when a WebSocket is refused."""
     try:
         stream = await _open_stream(address, tls)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that cannot be one is the latter
         raise Unreachable(f"cannot connect to {address}: {_words(error)}") from None
     except (anyio.BrokenResourceError, anyio.EndOfStream) as error:
         raise Unreachable(f"cannot connect to {address}: {_words(error)}") from None

@@ -44,8 +44,11 @@ class WebSocketWrapping:
         )
 
     def wrap(self, data: bytes) -> bytes:
-        """One message with these bytes."""
-        return self._socket.send(BytesMessage(data))
+        """One message with these bytes. Raises `ConnectionLost` when the node has ended it."""
+        try:
+            return self._socket.send(BytesMessage(data))
+        except ProtocolError as error:
+            raise ConnectionLost(f"the node ended the WebSocket: {error}") from None
 
     def unwrap(self, data: bytes) -> tuple[bytes, bytes]:
         """Bytes came: what of the native protocol is in them, and what is to be sent now.
@@ -81,5 +84,10 @@ class WebSocketWrapping:
         return content, answers
 
     def close(self) -> bytes:
-        """The end of it, from our side."""
-        return self._socket.send(CloseConnection(code=1000)) if self.is_open else b""
+        """The end of it, from our side; nothing where it has ended already."""
+        if not self.is_open:
+            return b""
+        try:
+            return self._socket.send(CloseConnection(code=1000))
+        except ProtocolError:
+            return b""
