@@ -762,6 +762,7 @@ class Node:
         if not self._store.statistics().damaged:  # else they may belong to a record left out
             used = {each.backlog.identifier for each in self.sessions.values() if each.backlog}
             journal.shelf.discard_others(used | self.queues.identifiers())
+            self.streams.discard_others()
         if orphans:
             self.log.warning("records without their session were left out", count=orphans)
 

@@ -12,6 +12,7 @@ import msgpack
 
 from ganglion import GanglionError
 from ganglion.broker.core.backlog import Backlog, Shelf
+from ganglion.broker.core.definition_records import DefinitionRecords
 from ganglion.broker.core.definitions import InvalidDefinition
 from ganglion.broker.core.queue import QUEUE_PREFIX, Queue
 from ganglion.broker.core.queue_definition import QueueDefinition
@@ -50,13 +51,14 @@ class Queues:
         self._unbind = unbind
         self._random = Random() if random is None else random  # noqa: S311 - it spreads delays
         self._queues: dict[str, Queue] = {}
-        for key, value in shelf.store.scan(Kind.QUEUE):
+        self._records = DefinitionRecords(shelf.commits, Kind.QUEUE)
+        for name, value in self._records.load(dict(shelf.store.scan(Kind.QUEUE))).items():
             record, lanes, delays_id, is_paused = msgpack.unpackb(value)
             definition = QueueDefinition.from_record(record)
             shelf.reserve(delays_id)
             queue = self._open(definition, [shelf.open(lane) for lane in lanes], delays_id)
             queue.is_paused = is_paused
-            assert key.decode() == queue.name
+            assert name == queue.name
         for queue in self:
             queue.start()
 
@@ -136,7 +138,7 @@ class Queues:
         for topic_filter in (*queue.definition.bindings, QUEUE_PREFIX + name):
             self._unbind(queue, topic_filter)
         queue.discard()
-        self._shelf.commits.delete(Kind.QUEUE, name.encode())
+        self._records.delete(name)
 
     def set_paused(self, name: str, is_paused: bool) -> None:
         """Stop or resume giving out what is in the queue, also over a restart."""
@@ -176,7 +178,7 @@ class Queues:
     def _record(self, queue: Queue) -> None:
         lanes, delays_id = queue.identifiers()
         value = msgpack.packb([queue.definition.to_record(), lanes, delays_id, queue.is_paused])
-        self._shelf.commits.put(Kind.QUEUE, queue.name.encode(), value)
+        self._records.put(queue.name, value)
 
     def _check_chain(self, definition: QueueDefinition) -> None:
         """Raise `InvalidDefinition` where dead letters would come back."""

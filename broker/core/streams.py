@@ -1,7 +1,7 @@
 """The streams of a node: which there are, and what is bound to them.
 
-A definition is recorded under the stream's name, with the identifier under which the store has its
-records. What a stream does with them is in `stream`.
+A definition is recorded (`definition_records`) with the identifier under which the store has what
+is in the stream. What a stream does with that is in `stream`.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from struct import Struct
 import msgpack
 
 from ganglion.broker.core.backlog import Shelf
+from ganglion.broker.core.definition_records import DefinitionRecords
 from ganglion.broker.core.definitions import InvalidDefinition
 from ganglion.broker.core.router import Bound
 from ganglion.broker.core.statistics import Statistics
@@ -49,6 +50,7 @@ class Streams:
         self._unbind = unbind
         self._streams: dict[str, Stream] = {}
         self._next_id = 1
+        self._records = DefinitionRecords(shelf.commits, Kind.STREAM)
         self._load()
 
     def __iter__(self) -> Iterator[Stream]:
@@ -114,7 +116,7 @@ class Streams:
         for topic_filter in (*stream.definition.bindings, STREAM_PREFIX + name):
             self._unbind(stream, topic_filter)
         stream.discard()
-        self._shelf.commits.delete(Kind.STREAM, name.encode())
+        self._records.delete(name)
 
     def _open(self, definition: StreamDefinition, identifier: int, state: StreamState) -> Stream:
         stream = Stream(definition, identifier, self._shelf, self._statistics, state)
@@ -128,17 +130,14 @@ class Streams:
 
     def _record(self, stream: Stream) -> None:
         value = msgpack.packb([stream.identifier, stream.definition.to_record()])
-        self._shelf.commits.put(Kind.STREAM, stream.name.encode(), value)
+        self._records.put(stream.name, value)
 
     # -- start -----------------------------------------------------------------------------------
 
     def _load(self) -> None:
         store = self._shelf.store
         recorded = dict(store.scan(Kind.STREAM))
-        for key, value in recorded.items():
-            name = key.decode()
-            if key == state_key(name[:-1]):
-                continue
+        for name, value in self._records.load(recorded).items():
             identifier, definition = msgpack.unpackb(value)
             state = recorded.get(state_key(name))
             stream = self._open(
@@ -155,6 +154,24 @@ class Streams:
                 self._next_id = max(self._next_id, _ID.unpack_from(key)[0] + 1)
                 break
         self._load_groups()
+
+    def discard_others(self) -> None:
+        """Forget what the store has of streams that nobody can find: their definitions were lost.
+
+        Only for a store without damage, where those do not come back.
+        """
+        commits, store = self._shelf.commits, self._shelf.store
+        for key, _ in store.scan(Kind.STREAM):
+            if key[-1:] == b"\0" and key[:-1].decode() not in self._streams:
+                commits.delete(Kind.STREAM, key)
+        known = sorted(stream.identifier for stream in self._streams.values())
+        for kind in (Kind.STREAM_BATCH, Kind.STREAM_KEY, Kind.STREAM_GROUP):
+            first = 0
+            for stop in (*known, self._next_id):
+                between = _ID.pack(first), _ID.pack(stop)
+                if first < stop and next(store.scan(kind, *between), None) is not None:
+                    commits.delete_range(kind, *between)
+                first = stop + 1
 
     def _load_groups(self) -> None:
         by_identifier = {stream.identifier: stream for stream in self._streams.values()}

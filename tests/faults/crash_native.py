@@ -25,6 +25,9 @@ from tests.support import DEADLINE_S, Closed
 
 __all__ = [
     "APPEND",
+    "CONFIRMED",
+    "OK",
+    "PUBLISH",
     "QUEUE_BROWSE",
     "QUEUE_DECLARE",
     "READ",

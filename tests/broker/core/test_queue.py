@@ -625,3 +625,24 @@ def test_a_thousand_consumers_leave_without_delay() -> None:
     assert not queue.consumers
     last = Taker(queue, credit=1000)
     assert last.new() == [str(each) for each in range(1000)]
+
+
+@pytest.mark.parametrize("key", [b"q", b"\0q"], ids=["the first", "the second"])
+def test_a_definition_is_recorded_twice(key: bytes) -> None:
+    """One of the two is damaged: the queue is as it was, and both are good again."""
+    world = World()
+    before = world.declare(max_messages=10, bindings=("t",)).definition
+    world.send("a", "b", topic="t")
+    world.disk.lose_record(Kind.QUEUE, key)
+    for _ in range(2):
+        world.restart()
+        world.tick()
+        assert world.queue().definition == before
+        assert world.contents() == ["a", "b"]
+        assert world.disk.count(Kind.QUEUE) == 2
+        key = b"q" if key != b"q" else b"\0q"
+        world.disk.lose_record(Kind.QUEUE, key)
+    world.restart()
+    world.queues.delete("q")
+    world.tick()
+    assert world.disk.count(Kind.QUEUE) == 0

@@ -617,7 +617,7 @@ class TestDeletion:
         house.streams.delete("s")
         house.flush()
         kinds = (Kind.STREAM, Kind.STREAM_BATCH, Kind.STREAM_KEY, Kind.STREAM_GROUP)
-        assert [house.stored(kind) for kind in kinds] == [2, 1, 1, 1]
+        assert [house.stored(kind) for kind in kinds] == [3, 1, 1, 1]  # a definition is there twice
         house.restart()
         assert house.streams.find("s") is None
         assert [each.name for each in house.streams] == ["other"]
@@ -775,16 +775,58 @@ class TestRecovery:
         house.pass_time(200)
         assert stream.statistics().records == 0
 
-    def test_a_stream_whose_definition_is_damaged_costs_only_itself(self, house: House) -> None:
+    @pytest.mark.parametrize("key", [b"s", b"\0s"], ids=["the first", "the second"])
+    def test_a_definition_is_recorded_twice(self, house: House, key: bytes) -> None:
+        """One of the two is damaged: the stream is as it was, and both are good again."""
+        before = house.declare(max_records=100, keyed=True)
+        before.append([b"a", b"b"], keys=["k", None])
+        house.flush()
+        house.faulty.damaged.add((Kind.STREAM, key))
+        house.restart()
+        house.flush()
+        house.faulty.damaged.clear()  # it was written anew
+        stream = house.stream()
+        assert stream.definition == before.definition
+        assert stream.statistics() == before.statistics()
+        assert stream.version("k") == 1
+        house.faulty.damaged.add((Kind.STREAM, b"s" if key != b"s" else b"\0s"))
+        house.restart()
+        house.check(house.stream())
+
+    def test_a_stream_whose_definition_is_lost_costs_only_itself(self, house: House) -> None:
         """The others are there, and its numbers of records are not taken for another stream's."""
         stream = house.declare()
         append(house, stream, 3)
-        house.faulty.damaged.add((Kind.STREAM, b"s"))
+        house.faulty.damaged |= {(Kind.STREAM, b"s"), (Kind.STREAM, b"\0s")}
         house.restart()
         assert house.streams.find("s") is None
         other = house.declare("other")
         assert other.identifier > stream.identifier
         assert other.read() == []
+
+    def test_what_nobody_can_find_is_forgotten_on_demand(self, house: House) -> None:
+        """Of streams whose definitions are gone for good nothing is kept; the others stay whole."""
+        names = ("first", "lost", "middle", "lost too", "last", "lost last")
+        for name in names:
+            stream = house.declare(name, keyed=True)
+            stream.append([b"x"] * 3, keys=["k"] * 3)
+            stream.group("g")
+            house.flush()
+        batch = house.store.batch()
+        for name in names:
+            if name.startswith("lost"):
+                batch.delete(Kind.STREAM, name.encode())
+                batch.delete(Kind.STREAM, b"\0" + name.encode())
+        house.store.commit(batch, lambda: None)
+        house.restart()
+        house.streams.discard_others()
+        house.flush()
+        kinds = (Kind.STREAM, Kind.STREAM_BATCH, Kind.STREAM_KEY, Kind.STREAM_GROUP)
+        assert [house.stored(kind) for kind in kinds] == [9, 3, 3, 3]
+        house.restart()
+        for stream in house.streams:
+            house.check(stream)
+            assert (stream.version("k"), stream.last, list(stream.groups)) == (3, 3, ["g"])
 
 
 def test_a_restart_reads_no_records(house: House) -> None:

@@ -141,7 +141,7 @@ def test_identifiers_are_not_used_again_while_anything_has_them(house: House) ->
     stream.append([b"x"], keys=["k"])
     stream.group("g")
     house.flush()
-    house.faulty.damaged.add((Kind.STREAM, b"s"))
+    house.faulty.damaged |= {(Kind.STREAM, b"s"), (Kind.STREAM, b"\0s")}
     house.restart()
     assert house.declare("new").identifier > stream.identifier
     assert house.stream("new").groups == {}

@@ -65,6 +65,10 @@ class Disk(MemoryStore):
         """How many records of a kind are durable."""
         return len(list(self.scan(kind)))
 
+    def lose_record(self, kind: Kind, key: bytes) -> None:
+        """Let the record with this key be damaged."""
+        self._records[kind].delete(key)
+
     def lose(self, kind: Kind, which: int = 0) -> None:
         """Let a record be damaged: it is not given out any more."""
         key = [key for key, _ in self.scan(kind)][which]
