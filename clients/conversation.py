@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from ganglion.clients.errors import ConnectionLost, Refused
+from ganglion.clients.errors import BadOption, ConnectionLost, Refused
 from ganglion.protocols.native.frames import Frame, FrameError, FrameLimits, FrameReader, pack
 from ganglion.protocols.native.operations import FATAL, PROTOCOL_VERSION, Operation
 
@@ -87,9 +87,9 @@ class Conversation:
         return self._hello, data
 
     def request(self, operation: Operation, *elements: object) -> tuple[int, bytes]:
-        """A frame that is answered, and the id that its answer will have."""
+        """A frame that is answered, and the id that its answer will have. Raises `BadOption`."""
         number = next(self._ids)
-        data = pack((int(operation), number, *_trimmed(elements)))
+        data = _packed((int(operation), number, *_trimmed(elements)))
         if operation == Operation.PUBLISH:
             self._publishes[number] = None
         elif operation == Operation.REQUEST:
@@ -106,8 +106,8 @@ class Conversation:
         self._publishes[number] = None
 
     def notice(self, operation: Operation, *elements: object) -> bytes:
-        """A frame that is not answered."""
-        return pack((int(operation), *_trimmed(elements)))
+        """A frame that is not answered. Raises `BadOption`."""
+        return _packed((int(operation), *_trimmed(elements)))
 
     def receive(self, data: bytes) -> Iterator[Answer | Frame]:
         """These bytes came; what they say.
@@ -173,6 +173,13 @@ class Conversation:
         self._publishes.pop(number, None)
         self._singles.discard(number)
         return Answer(number, int(Operation.ERROR), (), refused)
+
+
+def _packed(frame: Frame) -> bytes:
+    try:
+        return pack(frame)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadOption(f"what is to be sent cannot be: {error}") from None
 
 
 def _trimmed(elements: tuple[object, ...]) -> tuple[object, ...]:

@@ -19,7 +19,14 @@ import anyio
 from ganglion import __version__
 from ganglion.clients.addresses import NodeAddress
 from ganglion.clients.conversation import Answer, Conversation
-from ganglion.clients.errors import BadOption, ClientError, ConnectionLost, Refused, TimedOut
+from ganglion.clients.errors import (
+    BadOption,
+    ClientError,
+    Closed,
+    ConnectionLost,
+    Refused,
+    TimedOut,
+)
 from ganglion.clients.login import Login
 from ganglion.clients.transport import Transport, open_transport
 from ganglion.protocols.native.frames import Frame
@@ -201,6 +208,7 @@ class Link:
         """Send a request soon; its id. Raises what `request` raises."""
         number, data = self.request(operation, *elements)
         self.calls[number] = answered
+        self._flush_all()  # what was settled before is settled where the node looks now
         self.put(data)
         return number
 
@@ -233,6 +241,7 @@ class Link:
 
     def _ping(self, waiting: Answered | None) -> None:
         self._pings.append(waiting)
+        self._flush_all()
         self.notify(Operation.PING)
 
     def flush_later(self, attachment: Attachment) -> None:
@@ -246,6 +255,10 @@ class Link:
         self._to_flush.pop(attachment, None)
         for data in attachment.output():
             self.put(data)
+
+    def _flush_all(self) -> None:
+        while self._to_flush:
+            self.flush(next(iter(self._to_flush)))
 
     @property
     def is_full(self) -> bool:
@@ -273,7 +286,7 @@ class Link:
                     for each in (self._read, self._write, self._keep_alive):
                         tasks.start_soon(self._until_lost, each)
         finally:
-            self._end(ConnectionLost("connection lost"))
+            self._end(Closed("the connection was closed by this program"))  # if it lives still
             with anyio.CancelScope(shield=True), anyio.move_on_after(_GOODBYE_S):
                 await self._transport.aclose()
 
@@ -284,9 +297,10 @@ class Link:
     async def close(self, error: ClientError) -> None:
         """Send what waits, say goodbye, and end: with this error for who still waits here."""
         if self.error is None:
+            self._flush_all()
             self.notify(Operation.GOODBYE)
             with anyio.move_on_after(_GOODBYE_S):
-                while (self._output_bytes or self._to_flush) and self.error is None:
+                while self._output_bytes and self.error is None:
                     await self.progress()
         self._end(error)
 
@@ -403,8 +417,7 @@ class Link:
             await self._wake.wait()
             self._wake = anyio.Event()
             while self._output or self._to_flush:
-                for attachment in list(self._to_flush):
-                    self.flush(attachment)
+                self._flush_all()
                 data, self._output = b"".join(self._output), []
                 if data:
                     await self._transport.send(data)

@@ -5,7 +5,7 @@ may be said of one that is sent, under the names of `docs/protocol.md`; a `Recei
 says of one that it took. `properties_of` makes the map that travels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypedDict, TypeVar, overload
 
@@ -14,7 +14,7 @@ from msgspec import Struct
 from ganglion.clients.codecs import JSON, Codec, decoded
 from ganglion.clients.errors import BadOption
 from ganglion.clients.tracing import outgoing_headers
-from ganglion.protocols.native.frames import Frame
+from ganglion.protocols.native.frames import ELEMENTS_MAX, Frame
 
 __all__ = [
     "MEMBERS_MAX",
@@ -22,6 +22,8 @@ __all__ = [
     "MessageOptions",
     "Receipt",
     "Record",
+    "column",
+    "is_large",
     "properties_in",
     "properties_of",
 ]
@@ -82,6 +84,18 @@ def properties_of(about: MessageOptions, content_type: str | None) -> dict[str, 
     if len(properties.get("headers", _NOTHING)) > MEMBERS_MAX:
         raise BadOption(f"there are over {MEMBERS_MAX} headers: put more into the payload")
     return properties or None
+
+
+def column(properties: Sequence[_T]) -> _T | Sequence[_T]:
+    """The properties of many messages as they travel: one for all where they are the same."""
+    first = properties[0]
+    return first if all(each == first for each in properties) else properties
+
+
+def is_large(messages: int, about: MessageOptions) -> bool:
+    """Whether so many with properties of their own may be more than a frame can have."""
+    members = len(_OPTIONS) + len(about.get("headers") or _NOTHING) + 8
+    return messages * members > ELEMENTS_MAX
 
 
 def properties_in(frame: Frame, place: int) -> Mapping[str, Any]:
@@ -188,6 +202,6 @@ class Receipt(Struct, frozen=True):
     """
 
     subscribers: int | None
-    """Sessions of clients that it was for; a shared group is one."""
+    """Subscriptions that it was for. A group counts as one, and so do all of a client that drop."""
     queues: int | None
     streams: int | None

@@ -88,7 +88,8 @@ class Settling(Attached):
         if confirmed:
             self.link.flush(self)
             try:
-                answer = await self.link.call(operation, self.number, lease, *elements)
+                # A list, for one record of a stream by itself would stand for all before it, too.
+                answer = await self.link.call(operation, self.number, [lease], *elements)
             except ClientError as error:
                 raise LeaseLost(f"whether this is settled is not known: {error}") from error
             if answer and answer[0] and answer[0].get("gone"):

@@ -38,7 +38,7 @@ from ganglion.clients.errors import (
 )
 from ganglion.clients.link import Link
 from ganglion.clients.login import Login
-from ganglion.clients.messages import MessageOptions, Receipt, properties_of
+from ganglion.clients.messages import MessageOptions, Receipt, column, is_large, properties_of
 from ganglion.clients.publishing import Outbox, published
 from ganglion.clients.subscriptions import Plain
 from ganglion.protocols.native.operations import Code, Operation
@@ -225,10 +225,7 @@ class Session:
         self, topic: str, value: object, about: MessageOptions
     ) -> tuple[str, bytes, dict[str, Any] | None]:
         """Topic, payload and properties of a message. Raises `BadOption`."""
-        if type(value) is bytes:
-            payload, content_type = value, None
-        else:
-            payload, content_type = self.settings.codec.encode(value)
+        payload, content_type = self.settings.codec.encode(value)
         return topic, payload, properties_of(about, content_type)
 
     async def publish(
@@ -250,21 +247,23 @@ class Session:
         about: MessageOptions,
     ) -> Receipt:
         """Publish many, in frames of as many as the node takes at once; the sums of the counts."""
-        if not values:
-            return Receipt(0, 0, 0)
         if not isinstance(topics, str) and len(topics) != len(values):
             raise BadOption(f"there are {len(values)} values and {len(topics)} topics")
         with anyio.move_on_after(timeout_s if timeout_s is not None else math.inf):
-            size = (await self.sending()).batch_max
-            receipts: list[Receipt] = []
-            for start in range(0, len(values), size):
-                made = [self.publication("", v, about) for v in values[start : start + size]]
-                each_topic = topics if isinstance(topics, str) else topics[start : start + size]
-                properties: Any = [each[2] for each in made]
-                if all(each == properties[0] for each in properties):
-                    properties = properties[0]
-                elements = (each_topic, [each[1] for each in made], properties)
-                receipts.append(await published(self, Operation.PUBLISH_BATCH, elements))
+            receipts = [Receipt(0, 0, 0)]
+            start = 0
+            while start < len(values):
+                payloads, properties = self._frame(values, start, await self.sending(), about)
+                end = start + len(payloads)
+                some_topics = topics if isinstance(topics, str) else topics[start:end]
+                elements = (some_topics, payloads, properties)
+                try:
+                    receipts.append(await published(self, Operation.PUBLISH_BATCH, elements))
+                except Refused as refused:
+                    if "index" in refused.details:
+                        refused.details["index"] += start
+                    raise
+                start = end
             return Receipt(
                 *(
                     None if any(count is None for count in column) else sum(column)
@@ -274,6 +273,22 @@ class Session:
                 )
             )
         raise TimedOut(f"not confirmed within {timeout_s:g} s: whether all were taken is not known")
+
+    def _frame(
+        self, values: Sequence[object], start: int, link: Link, about: MessageOptions
+    ) -> tuple[list[bytes], Any]:
+        """Payloads and properties of the values from here on, as many as one frame may have."""
+        payloads: list[bytes] = []
+        properties: list[dict[str, Any] | None] = []
+        room_bytes = link.frame_max_bytes // 2  # topics and properties want some, too
+        for value in values[start : start + link.batch_max]:
+            _, payload, each = self.publication("", value, about)
+            room_bytes -= len(payload)
+            if payloads and (room_bytes < 0 or is_large(len(payloads) + 1, about)):
+                break
+            payloads.append(payload)
+            properties.append(each)
+        return payloads, column(properties)
 
     async def flush(self, timeout_s: float | None) -> None:
         """Wait until the node has read all that was sent. Raises `TimedOut`, `ConnectionLost`."""

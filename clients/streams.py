@@ -16,7 +16,7 @@ from ganglion.clients.channels import Attached, Channel, Channels
 from ganglion.clients.codecs import Codec
 from ganglion.clients.errors import BadOption, ClientError, Closed
 from ganglion.clients.link import Link
-from ganglion.clients.messages import MEMBERS_MAX, MessageOptions, Record
+from ganglion.clients.messages import MEMBERS_MAX, MessageOptions, Record, column, is_large
 from ganglion.clients.queues import Settling
 from ganglion.clients.session import Session
 from ganglion.protocols.native.frames import Frame
@@ -373,11 +373,11 @@ class Stream:
         if keys is not None and len(keys) != len(values):
             raise BadOption(f"there are {len(values)} values and {len(keys)} keys")
         made = [self._session.publication("", value, about) for value in values]
+        properties = column([each[2] for each in made])
+        if isinstance(properties, list) and is_large(len(values), about):
+            raise BadOption("so many values with so many headers must be of one type")
         given = {"keys": keys, "expected": expected, "topic": topic, "declare": declare or None}
         options = {name: value for name, value in given.items() if value is not None}
-        properties: Any = [each[2] for each in made]
-        if all(each == properties[0] for each in properties):
-            properties = properties[0]
         result = await self._session.ask(
             Operation.APPEND_BATCH,
             self.name,
