@@ -14,6 +14,7 @@ from ganglion.protocols.native.operations import Code
 __all__ = [
     "AuthenticationFailed",
     "BadOption",
+    "CircuitOpen",
     "ClientError",
     "Closed",
     "ConnectionLost",
@@ -43,6 +44,14 @@ class BadOption(ClientError, ValueError):
 
 class Unreachable(ClientError):
     """No connection came about: nobody listens, the name is unknown, or TLS failed."""
+
+
+class CircuitOpen(ClientError):
+    """A circuit breaker let nothing through; ``wait_s`` is in how many seconds it will again."""
+
+    def __init__(self, text: str, wait_s: float) -> None:
+        super().__init__(text)
+        self.wait_s = wait_s
 
 
 class ConnectionLost(ClientError):

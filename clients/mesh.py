@@ -11,6 +11,7 @@ import ssl
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any, Unpack
@@ -19,6 +20,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from ganglion.clients.addresses import NodeAddress
+from ganglion.clients.circuit import CircuitBreaker
 from ganglion.clients.codecs import JSON, Codec
 from ganglion.clients.errors import BadOption
 from ganglion.clients.messages import Message, MessageOptions, Receipt
@@ -34,6 +36,7 @@ from ganglion.protocols.native.operations import BATCH_MAX, Operation
 __all__ = ["Mesh", "States", "connect"]
 
 _STATES_KEPT = 64  # changes that a watcher may be behind before the oldest is forgotten
+_UNCOUNTED = nullcontext()
 _GROUPS = (BaseExceptionGroup, ExceptionGroup)  # they may carry a cancellation
 
 
@@ -268,17 +271,20 @@ class Mesh:
         *,
         timeout_s: float = 5.0,
         repeat: bool = False,
+        breaker: CircuitBreaker | None = None,
         **about: Unpack[MessageOptions],
     ) -> Message:
         """Ask one responder, and wait for its reply. A cancelled request is cancelled there, too.
 
         ``repeat``: it does no harm twice, so another responder is asked when one leaves, and again
-        after a lost connection. Raises `NoResponders` at once, `RespondersBusy`, `TimedOut`,
-        `ResponderFailed`, `ResponderGone`, `NotAuthorised`, `ConnectionLost`.
+        after a lost connection. ``breaker``: nobody is asked while this is open. Raises
+        `NoResponders` at once, `RespondersBusy`, `TimedOut`, `ResponderFailed`, `ResponderGone`,
+        `NotAuthorised`, `ConnectionLost`, `CircuitOpen`.
         """
-        return await request(
-            self._session, topic, value, timeout_s=timeout_s, repeat=repeat, about=about
-        )
+        with breaker.attempt() if breaker is not None else _UNCOUNTED:
+            return await request(
+                self._session, topic, value, timeout_s=timeout_s, repeat=repeat, about=about
+            )
 
     async def gather(
         self,
