@@ -1,8 +1,8 @@
-"""A circuit breaker: requests to somebody who is down fail at once, instead of each in its own time.
+"""A circuit breaker: requests to somebody who is down fail at once, and not each in its own time.
 
 It is closed while all is well. Too many failures open it: requests then fail at once with
-`CircuitOpen`, so that callers need not wait and the other side is left alone. After the cool-down it
-is half open: one request is let through as a probe, and what becomes of it closes or opens it again.
+`CircuitOpen`, so that callers need not wait and the other side is left alone. After the cool-down
+it is half open: one request is let through as a probe, and its end closes or opens it again.
 
 `_TRANSITIONS` is the whole of that. What belongs to an earlier state says nothing about this one: a
 request that was asked before the circuit opened may fail after it was closed again, and counts for
@@ -22,12 +22,12 @@ from ganglion.clients.errors import (
     CircuitOpen,
     ConnectionLost,
     NoResponders,
-    RespondersBusy,
     ResponderGone,
+    RespondersBusy,
     TimedOut,
 )
 
-__all__ = ["Attempt", "CircuitBreaker", "CircuitState", "CircuitStatistics"]
+__all__ = ["FAILURES", "Attempt", "CircuitBreaker", "CircuitState", "CircuitStatistics"]
 
 _SLICES: Final = 10
 """Parts of the window that are counted apart: it moves on by a tenth at a time."""
@@ -214,7 +214,8 @@ class CircuitBreaker:
         window[-1].failures += has_failed
         requests = sum(each.requests for each in window)
         failures = sum(each.failures for each in window)
-        return requests >= self._requests_min and failures > self._failure_share * requests
+        is_much = requests >= self._requests_min and failures > self._failure_share * requests
+        return has_failed and is_much
 
 
 class _Slice:
