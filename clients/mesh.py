@@ -31,6 +31,7 @@ from ganglion.clients.retained import Retained
 from ganglion.clients.session import Secret, Session, Settings, StateChange
 from ganglion.clients.streams import Stream
 from ganglion.clients.subscriptions import Overflow, Subscription
+from ganglion.clients.workers import Worker
 from ganglion.protocols.native.operations import BATCH_MAX, Operation
 
 __all__ = ["Mesh", "States", "connect"]
@@ -329,6 +330,22 @@ class Mesh:
     def stream(self, name: str) -> Stream:
         """An event stream, by name."""
         return Stream(self._session, name)
+
+    def worker(
+        self, *, concurrency: int = 16, grace_s: float = 30.0, begin_traces: bool = False
+    ) -> Worker:
+        """A small service of handlers, to be run with ``await worker.run()``.
+
+        ::
+
+            worker = mesh.worker()
+
+            @worker.queue("billing")
+            async def bill(order: Order) -> None: ...
+
+        See `Worker` for the options; one that is made without a mesh can be made anywhere.
+        """
+        return Worker(self, concurrency=concurrency, grace_s=grace_s, begin_traces=begin_traces)
 
     async def queues(self) -> list[Mapping[str, Any]]:
         """All queues that this client may use: name, messages, consumers, paused."""

@@ -89,21 +89,22 @@ def outgoing_headers() -> dict[str, str] | None:
 class continuing:  # noqa: N801 - used as a function: `with continuing(message.headers):`
     """A context in which what is sent continues what these headers are part of.
 
-    Without any in them the surrounding context stays as it is.
+    Without any in them the surrounding context stays as it is; with ``begin`` a trace begins here.
     """
 
-    __slots__ = ("_headers", "_token")
+    __slots__ = ("_begin", "_headers", "_token")
 
-    def __init__(self, headers: Mapping[str, str]) -> None:
+    def __init__(self, headers: Mapping[str, str], *, begin: bool = False) -> None:
         self._headers = headers
+        self._begin = begin
         self._token: Token[TraceContext | None] | None = None
 
     def __enter__(self) -> TraceContext | None:
         """Give the context that holds inside: a child of what the headers name."""
         parent = TraceContext.from_headers(self._headers) if self._headers else None
-        if parent is None:
+        if parent is None and not self._begin:
             return _current.get()
-        inner = parent.child()
+        inner = TraceContext.new() if parent is None else parent.child()
         self._token = _current.set(inner)
         return inner
 

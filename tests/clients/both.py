@@ -28,7 +28,8 @@ def under_both(scenario: Callable[..., Coroutine[Any, Any, None]]) -> Callable[.
     )
     run.__name__, run.__doc__ = scenario.__name__, scenario.__doc__
     run.__module__, run.__qualname__ = scenario.__module__, scenario.__qualname__
-    return pytest.mark.parametrize("backend", ["trio", "asyncio"])(run)
+    both: Callable[..., None] = pytest.mark.parametrize("backend", ["trio", "asyncio"])(run)
+    return both
 
 
 async def until(condition: Callable[[], object]) -> None:
