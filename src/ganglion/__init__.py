@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers; a test compares them with the table
     from ganglion.clients.addresses import tls_context
+    from ganglion.clients.circuit import CircuitBreaker, CircuitState, CircuitStatistics
     from ganglion.clients.codecs import JSON, MSGPACK, Codec, ValueCodec
     from ganglion.clients.errors import (
         AuthenticationFailed,
         BadOption,
+        CircuitOpen,
         ClientError,
         Closed,
         ConnectionLost,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:  # the same names for type checkers; a test compares them with
         Unreachable,
         WrongVersion,
     )
+    from ganglion.clients.handlers import Retry
     from ganglion.clients.mesh import Mesh, States, connect
     from ganglion.clients.messages import Message, MessageOptions, Receipt, Record
     from ganglion.clients.publishing import Publisher
@@ -56,7 +59,9 @@ if TYPE_CHECKING:  # the same names for type checkers; a test compares them with
         StreamOptions,
     )
     from ganglion.clients.subscriptions import Overflow, Subscription
-    from ganglion.clients.tracing import TraceContext, current_trace
+    from ganglion.clients.tracing import TraceContext, continuing, current_trace
+    from ganglion.clients.work import HandlerStatistics
+    from ganglion.clients.workers import Worker, WorkerStatistics
 
 __all__ = [
     "JSON",
@@ -65,6 +70,10 @@ __all__ = [
     "AuthenticationFailed",
     "BadOption",
     "BrokerNotInstalled",
+    "CircuitBreaker",
+    "CircuitOpen",
+    "CircuitState",
+    "CircuitStatistics",
     "ClientError",
     "Closed",
     "Codec",
@@ -74,6 +83,7 @@ __all__ = [
     "GanglionError",
     "GroupFollower",
     "GroupRecord",
+    "HandlerStatistics",
     "Job",
     "LeaseLost",
     "Mesh",
@@ -97,6 +107,7 @@ __all__ = [
     "ResponderGone",
     "RespondersBusy",
     "Retained",
+    "Retry",
     "Secret",
     "Service",
     "State",
@@ -112,9 +123,12 @@ __all__ = [
     "TraceContext",
     "Unreachable",
     "ValueCodec",
+    "Worker",
+    "WorkerStatistics",
     "WrongVersion",
     "__version__",
     "connect",
+    "continuing",
     "current_trace",
     "tls_context",
 ]
@@ -123,6 +137,11 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "ganglion.clients.addresses": ("tls_context",),
+    "ganglion.clients.circuit": (
+        "CircuitBreaker",
+        "CircuitState",
+        "CircuitStatistics",
+    ),
     "ganglion.clients.codecs": (
         "JSON",
         "MSGPACK",
@@ -132,6 +151,7 @@ _NAMES = {
     "ganglion.clients.errors": (
         "AuthenticationFailed",
         "BadOption",
+        "CircuitOpen",
         "ClientError",
         "Closed",
         "ConnectionLost",
@@ -149,6 +169,7 @@ _NAMES = {
         "Unreachable",
         "WrongVersion",
     ),
+    "ganglion.clients.handlers": ("Retry",),
     "ganglion.clients.mesh": (
         "Mesh",
         "States",
@@ -195,7 +216,13 @@ _NAMES = {
     ),
     "ganglion.clients.tracing": (
         "TraceContext",
+        "continuing",
         "current_trace",
+    ),
+    "ganglion.clients.work": ("HandlerStatistics",),
+    "ganglion.clients.workers": (
+        "Worker",
+        "WorkerStatistics",
     ),
 }
 """Which public names are in which module."""

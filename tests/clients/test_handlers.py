@@ -2,6 +2,7 @@
 
 import enum
 from dataclasses import dataclass
+from threading import Barrier
 from typing import Any
 
 import anyio
@@ -46,7 +47,7 @@ def test_a_parameter_gets_the_payload_as_its_type_says() -> None:
     def struct(order: Struct) -> None: ...
     def raw(payload: bytes) -> None: ...
     def text(payload: str) -> None: ...
-    def untyped(payload) -> None: ...  # type: ignore[no-untyped-def]
+    def untyped(payload) -> None: ...  # type: ignore[no-untyped-def]  # what is promised
 
     assert arguments(dataclass_) == [Order(7)]
     assert arguments(raw) == [b'{"number": 7}']
@@ -116,8 +117,6 @@ def test_a_payload_that_is_not_what_is_wanted() -> None:
 @under_both
 async def test_plain_functions_run_in_threads() -> None:
     """They may block, and wait for each other, without stopping the program."""
-    from threading import Barrier  # noqa: PLC0415 - of this test alone
-
     meeting = Barrier(2)
     results: list[int] = []
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from ganglion.clients.errors import BadOption, NotFound, Refused, ResponderFailed
 from ganglion.clients.handlers import Retry
@@ -299,7 +300,7 @@ async def test_no_more_than_concurrency_run_at_a_time(ganglion_broker: RunningBr
             if now == 3:
                 full.set()
             await full.wait()
-            await anyio.lowlevel.checkpoint()
+            await checkpoint()
             now -= 1
 
         async with running(worker):
