@@ -252,8 +252,7 @@ class Worker:
                 for work in self._works:
                     channel = await stack.enter_async_context(work.open(mesh))
                     work.begin(mesh, channel, self._stopping)
-                task_status.started()
-                await self._work(self._stopping)
+                await self._work(self._stopping, task_status)
         finally:
             self._stopping = None
         if self._error is not None:
@@ -273,12 +272,13 @@ class Worker:
             tuple(each.statistics() for each in self._works),
         )
 
-    async def _work(self, stopping: anyio.Event) -> None:
+    async def _work(self, stopping: anyio.Event, task_status: TaskStatus[None]) -> None:
         async with anyio.create_task_group() as around:
             async with anyio.create_task_group() as handling:
                 around.start_soon(self._end, stopping, handling.cancel_scope)
                 if threading.current_thread() is threading.main_thread():
-                    around.start_soon(self._heed_signals, stopping, handling.cancel_scope)
+                    await around.start(self._heed_signals, stopping, handling.cancel_scope)
+                task_status.started()
                 for work in self._works:
                     for _ in range(work.concurrency):
                         handling.start_soon(self._deal, work, stopping)
@@ -337,8 +337,11 @@ class Worker:
                 )
         running.cancel()
 
-    async def _heed_signals(self, stopping: anyio.Event, running: anyio.CancelScope) -> None:
+    async def _heed_signals(
+        self, stopping: anyio.Event, running: anyio.CancelScope, *, task_status: TaskStatus[None]
+    ) -> None:
         with anyio.open_signal_receiver(*_SIGNALS) as signals:
+            task_status.started()
             async for each in signals:
                 if stopping.is_set():
                     _log.warning("%s again: what runs is given back", each.name)
