@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from ganglion.clients.errors import ClientError
+from ganglion.clients.errors import BadOption, ClientError
 
 __all__ = ["NodeAddress", "tls_context"]
 
@@ -31,7 +31,7 @@ class NodeAddress:
     def parse(cls, url: str) -> Self:
         """Read ``ganglion://``, ``ganglions://``, ``ws://``, ``wss://`` or ``unix:/path``.
 
-        ``host[:port]`` alone means ``ganglion://``. Raises `ClientError` for anything else.
+        ``host[:port]`` alone means ``ganglion://``. Raises `BadOption` for anything else.
         A password has no place in it: a URL ends up in lists of processes, histories and logs.
         """
         if url.startswith("unix:"):
@@ -40,22 +40,22 @@ class NodeAddress:
             parts = urlsplit(url if "://" in url else f"ganglion://{url}")
             port = parts.port
         except ValueError as error:
-            raise ClientError(f"{url!r} is not a URL: {error}") from None
+            raise BadOption(f"{url!r} is not a URL: {error}") from None
         scheme = parts.scheme
         if scheme not in _PORTS or not parts.hostname:
             hint = "; MQTT has its own clients" if scheme in ("mqtt", "mqtts") else ""
-            raise ClientError(
+            raise BadOption(
                 f"{url!r} must be ganglion://HOST:PORT, ganglions:// (TLS), ws://HOST:PORT/ws, "
                 f"wss:// or unix:/PATH{hint}"
             )
         if parts.password is not None:
-            raise ClientError(
+            raise BadOption(
                 "a password does not belong into a URL: use GANGLION_PASSWORD, a password file or "
                 "a context (ganglion context add)"
             )
         is_web = scheme in ("ws", "wss")
         if parts.query or parts.fragment or (parts.path.strip("/") and not is_web):
-            raise ClientError(f"{url!r} must end with the port; a topic is given by itself")
+            raise BadOption(f"{url!r} must end with the port; a topic is given by itself")
         return cls(
             scheme=scheme,
             host=parts.hostname,

@@ -178,7 +178,11 @@ class Conversation:
 def _packed(frame: Frame) -> bytes:
     try:
         return pack(frame)
-    except (TypeError, ValueError, OverflowError) as error:
+    except UnicodeEncodeError as error:
+        raise BadOption(f"{error.object!r} is not text: it cannot be written as UTF-8") from None
+    except OverflowError:
+        raise BadOption("a whole number has more than 64 bits") from None
+    except (TypeError, ValueError) as error:
         raise BadOption(f"what is to be sent cannot be: {error}") from None
 
 

@@ -81,7 +81,7 @@ class Login:
         if refused.code != Code.NOT_AUTHENTICATED or not self._proves:
             return False
         if not self._address.is_private:
-            raise Refused(
+            raise Refused.of(
                 refused.code,
                 f"{refused}; if it is right, the node has no SCRAM-SHA-256 keys for {self._user}: "
                 f"make them ('ganglion passwd change {self._user}'), or use {_ENCRYPTED}; the "

@@ -4,6 +4,7 @@ A context stands for all of it: when one is used, the environment only fills in 
 leaves open. A password is never an argument, where others could read it.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -16,11 +17,33 @@ if TYPE_CHECKING:
     from ganglion.clients.command_line.connection import BlockingClient
     from ganglion.clients.command_line.contexts import Context
 
-__all__ = ["DEFAULT_URL", "connect", "connection_options", "json_option", "options", "secret_of"]
+__all__ = [
+    "DEFAULT_URL",
+    "Number",
+    "connect",
+    "connection_options",
+    "json_option",
+    "options",
+    "secret_of",
+]
 
 DEFAULT_URL = "ganglion://127.0.0.1:7883"
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class Number(click.FloatRange):
+    """A number within bounds; ``nan`` and ``inf``, which click takes for numbers, are none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number. Raises `click.BadParameter`."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
+
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -5,6 +5,7 @@ background thread: pings are answered and sent while the client waits for someth
 that waits for something else calls `BlockingClient.attend` in between.
 """
 
+import select
 import socket
 import ssl
 import time
@@ -20,7 +21,7 @@ from ganglion.clients.errors import ConnectionLost, Refused, TimedOut, Unreachab
 from ganglion.clients.login import Login
 from ganglion.clients.websocket import WebSocketWrapping
 from ganglion.protocols.native.frames import Frame
-from ganglion.protocols.native.operations import ALPN_NAME, Operation
+from ganglion.protocols.native.operations import ALPN_NAME, Code, Operation
 
 __all__ = ["BlockingClient"]
 
@@ -28,6 +29,7 @@ _READ_SIZE_BYTES = 262_144
 _ANSWER_TIMEOUT_S = 10.0
 _INBOX_BYTES_MAX = 64 * 1024 * 1024
 """Messages that came while something else was waited for; jobs and records have a credit."""
+_PATIENCE_MAX_S = 3600.0  # of one wait: a socket's timeout has an upper bound
 _MESSAGE_BYTES = 512  # what one takes up beside its payload, about
 
 
@@ -58,6 +60,11 @@ class BlockingClient:
         self._inbox: deque[Frame] = deque()
         self._inbox_bytes = 0
         self._missed = 0
+        self._frame_max_bytes = 0
+        self.is_draining = False
+        """Whether the node stops: it waits for us to settle what we have, and to leave."""
+        self.is_connected = False
+        """Whether there has been a greeting, and the connection is there."""
         self.greeting: dict[str, Any] = {}
         wished = {"agent": f"ganglion-cli/{__version__}", **options}
         deadline = time.monotonic() + timeout_s
@@ -68,6 +75,8 @@ class BlockingClient:
                 raise
             self._connect(address, tls, wished, login, deadline)
         self._keep_alive_s = float(self.greeting.get("keep_alive_s") or 0)
+        self._frame_max_bytes = self.greeting["limits"]["frame_max_bytes"]
+        self.is_connected = True
 
     def __enter__(self) -> Self:
         """Give the connected client itself."""
@@ -114,7 +123,8 @@ class BlockingClient:
         """What comes and is no answer, until ``deadline`` (of `time.monotonic`) or for ever.
 
         Messages that had to be dropped while something else was waited for are told of as the node
-        tells of its own: by a ``dropped``, of no subscription.
+        tells of its own: by a ``dropped``, of no subscription. Raises `ConnectionLost` when the
+        node stops, once all that came is given and answered.
         """
         while True:
             while self._inbox:
@@ -123,6 +133,7 @@ class BlockingClient:
             if self._missed:
                 missed, self._missed = self._missed, 0
                 yield (Operation.DROPPED, 0, missed)
+            self._check_draining()
             try:
                 self._advance(deadline)
             except TimedOut:
@@ -140,10 +151,20 @@ class BlockingClient:
         """Whether `frames` has something to give at once."""
         return bool(self._inbox)
 
-    def attend(self, until: float) -> None:
-        """Look after the connection: until something came, or this time of `time.monotonic`."""
+    def attend(self, until: float, wake: int | None = None) -> None:
+        """Look after the connection: until something came, or this time of `time.monotonic`.
+
+        ``wake`` is a descriptor that ends it, too, when it becomes readable. Without one, raises
+        `ConnectionLost` when the node stops and nothing is unanswered.
+        """
+        if wake is None:
+            self._check_draining()
         with suppress(TimedOut):
-            self._advance(max(until, time.monotonic() + 0.001))
+            self._advance(max(until, time.monotonic() + 0.001), wake)
+
+    def _check_draining(self) -> None:
+        if self.is_draining and not self._open:
+            raise ConnectionLost("the node stops")
 
     def ping(self) -> None:
         """Wait until the node has read all that was sent before."""
@@ -206,7 +227,7 @@ class BlockingClient:
             return answer.values
         return answer.result
 
-    def _advance(self, deadline: float | None) -> None:
+    def _advance(self, deadline: float | None, wake: int | None = None) -> None:
         """Wait for bytes until ``deadline``, and deal with all that is complete then."""
         now = time.monotonic()
         if deadline is not None and now >= deadline:
@@ -221,17 +242,30 @@ class BlockingClient:
                 self.notify(Operation.PING)
                 ping_s = now + self._keep_alive_s / 2
             wake_s = ping_s if wake_s is None else min(wake_s, ping_s)
-        self._socket.settimeout(None if wake_s is None else max(wake_s - now, 0.001))
+        left_s = _PATIENCE_MAX_S if wake_s is None else max(wake_s - now, 0.001)
+        left_s = min(left_s, _PATIENCE_MAX_S)
+        if wake is not None and not self._has_decrypted():
+            ours = self._socket.fileno()
+            readable, _, _ = select.select([ours, wake], [], [], left_s)
+            if ours not in readable:
+                return
+        self._socket.settimeout(left_s)
         try:
             data = self._socket.recv(_READ_SIZE_BYTES)
         except TimeoutError:
             return
         except OSError as error:
+            self.is_connected = False
             raise ConnectionLost(f"connection lost: {error.strerror or error}") from None
         if not data:
+            self.is_connected = False
             raise ConnectionLost("the node closed the connection")
         self._heard_s = time.monotonic()
         self._take(data)
+
+    def _has_decrypted(self) -> bool:
+        """Whether TLS holds bytes already, of which the descriptor says nothing."""
+        return isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
 
     def _take(self, data: bytes) -> None:
         if self._wrapping is not None:
@@ -256,7 +290,10 @@ class BlockingClient:
         match frame[0]:
             case Operation.GOODBYE:
                 reason = frame[1] if len(frame) > 1 else "goodbye"
+                self.is_connected = False
                 raise ConnectionLost(f"the node ended the connection: {reason}")
+            case Operation.DRAIN:
+                self.is_draining = True
             case Operation.ENDED:
                 raise Refused(frame[2], frame[3])  # a command has one channel of a kind
             case Operation.MESSAGE | Operation.DELIVERY:
@@ -270,6 +307,12 @@ class BlockingClient:
                 self._inbox.append(frame)
 
     def _send(self, data: bytes) -> None:
+        if len(data) > self._frame_max_bytes > 0:
+            raise Refused.of(
+                Code.TOO_LARGE,
+                f"the message is too large: its frame has {len(data):,} bytes, and the node takes "
+                f"at most frame_max_bytes = {self._frame_max_bytes:,}",
+            )
         self._send_raw(data if self._wrapping is None else self._wrapping.wrap(data))
 
     def _send_raw(self, data: bytes) -> None:
@@ -281,6 +324,7 @@ class BlockingClient:
         except TimeoutError:
             raise TimedOut("the node takes no more bytes") from None
         except OSError as error:
+            self.is_connected = False
             raise ConnectionLost(f"connection lost: {error.strerror or error}") from None
         self._sent_s = time.monotonic()
 

@@ -9,6 +9,7 @@ has a word for the case:
 69     a node or an address is not available: nobody listens, the port is taken, nobody answers
        requests for the topic, or a package of the node is not installed
 70     a fault of our own
+74     a file, or the output, cannot be read or written
 75     there was no answer, not enough messages or no room in time: it may work later
 77     the node refused
 78     the configuration, or the file of contexts, is not accepted
@@ -17,8 +18,6 @@ has a word for the case:
 =====  ==========================================================================================
 """
 
-import os
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -31,18 +30,23 @@ __all__ = [
     "EXIT_CONFIGURATION",
     "EXIT_INTERNAL",
     "EXIT_INTERRUPTED",
+    "EXIT_IO",
     "EXIT_NO",
     "EXIT_PIPE",
     "EXIT_REFUSED",
     "EXIT_TIMEOUT",
     "EXIT_UNAVAILABLE",
+    "EXIT_USAGE",
     "Failure",
+    "exit_code_of",
     "failures",
 ]
 
 EXIT_NO = 1
+EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69
 EXIT_INTERNAL = 70
+EXIT_IO = 74
 EXIT_TIMEOUT = 75
 EXIT_REFUSED = 77
 EXIT_CONFIGURATION = 78
@@ -80,23 +84,22 @@ class Failure(click.ClickException):
 
 @contextmanager
 def failures() -> Generator[None, None, None]:
-    """Turn what a client command meets into a `Failure` with its exit code.
-
-    Output that nobody reads any more ends the command without a word, as it ends other filters.
-    """
+    """Turn what a client command meets into a `Failure` with its exit code."""
     try:
         yield
     except GanglionError as error:
-        raise Failure(str(error), _exit_code(error)) from error
+        raise Failure(str(error), exit_code_of(error)) from error
     except BrokenPipeError:
-        # Python flushes standard output once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise click.exceptions.Exit(EXIT_PIPE) from None
+        raise  # nobody reads the output any more: see `root`
+    except OSError as error:  # what the network does is among those above
+        where = error.filename or "the input or output"
+        raise Failure(f"{where}: {error.strerror or error}", EXIT_IO) from error
 
 
-def _exit_code(error: GanglionError) -> int:
+def exit_code_of(error: GanglionError) -> int:
+    """What this error means to a script."""
     from ganglion.clients.command_line.contexts import ContextError
-    from ganglion.clients.errors import ConnectionLost, Refused, TimedOut, Unreachable
+    from ganglion.clients.errors import BadOption, ConnectionLost, Refused, TimedOut, Unreachable
 
     match error:
         case Refused():
@@ -105,6 +108,8 @@ def _exit_code(error: GanglionError) -> int:
             return EXIT_TIMEOUT
         case Unreachable() | ConnectionLost():
             return EXIT_UNAVAILABLE
+        case BadOption():
+            return EXIT_USAGE
         case ContextError():
             return EXIT_CONFIGURATION
         case _:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ganglion.clients.command_line.connecting import (
+    Number,
     connect,
     connection_options,
     json_option,
@@ -27,19 +28,13 @@ __all__ = ["format_options", "pub", "publish_options", "publish_payloads", "sub"
 publish_options = options(
     payload_options,
     property_options,
-    click.option(
-        "--delay", type=click.FloatRange(0), metavar="SECONDS", help="Queues keep it back so long."
-    ),
-    click.option(
-        "--expires", type=click.FloatRange(0), metavar="SECONDS", help="Worthless afterwards."
-    ),
+    click.option("--delay", type=Number(0), metavar="SECONDS", help="Queues keep it back so long."),
+    click.option("--expires", type=Number(0), metavar="SECONDS", help="Worthless afterwards."),
     click.option("--priority", type=click.IntRange(0, 255), help="In queues that have priorities."),
     click.option("--message-id", metavar="ID", help="A queue that deduplicates takes it once."),
     click.option("--reply-to", metavar="TOPIC", help="Where a reply should go."),
     click.option("-n", "--count", type=click.IntRange(1), default=1, help="Send it so many times."),
-    click.option(
-        "--rate", type=click.FloatRange(0, min_open=True), help="At most so many a second."
-    ),
+    click.option("--rate", type=Number(0, min_open=True), help="At most so many a second."),
 )
 
 format_options = options(
@@ -111,26 +106,27 @@ def publish_payloads(
     )
     targets = [0, 0, 0]
 
-    def on_answer(answer: Answer) -> None:
+    def on_answer(answer: Answer) -> int:
         if answer.error is not None:
             raise answer.error
         for index, more in enumerate(answer.values[:3]):
             targets[index] += more or 0
+        return 1
 
     with failures(), connect(**connection) as client:
 
-        def send(data: bytes) -> None:
+        def send(batch: list[bytes]) -> None:
             if unconfirmed:
-                client.notify(Operation.MESSAGE, topic, data, properties)
+                client.notify(Operation.MESSAGE, topic, *batch, properties)
             else:
-                client.start(Operation.PUBLISH, topic, data, properties)
+                client.start(Operation.PUBLISH, topic, *batch, properties)
 
         payloads = repeat(source(client.attend), count)
         total = None if lines else count
         sent = send_all(client, payloads, send, on_answer, rate_per_s=rate, total=total)
         if unconfirmed:
             client.ping()  # when it is answered, the node has read all that was sent before
-    _echo_targets(topic, sent, None if unconfirmed else targets, as_json=as_json)
+        _echo_targets(topic, sent, None if unconfirmed else targets, as_json=as_json)
 
 
 def _echo_targets(topic: str, sent: int, targets: list[int] | None, *, as_json: bool) -> None:
@@ -155,7 +151,7 @@ def _counted(count: int, what: str) -> str:
 @click.command()
 @click.argument("filters", nargs=-1, required=True, metavar="FILTER...")
 @click.option("-n", "--count", type=click.IntRange(1), help="End after so many messages.")
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="End after so long.")
+@click.option("--timeout", type=Number(0), metavar="SECONDS", help="End after so long.")
 @click.option("-g", "--group", help="Share the messages with the others of this group.")
 @click.option("--no-retained", is_flag=True, help="Only what is published from now on.")
 @click.option("-v", "--verbose", is_flag=True, help="The topic before the payload.")

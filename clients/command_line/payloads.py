@@ -1,6 +1,7 @@
 """What commands send: a payload from an argument, a file or standard input, and its properties.
 
-Lines are sent as they come: while none comes, the connection is looked after.
+Lines are sent as they come, those that come at once together: while none comes, the connection is
+looked after.
 """
 
 import os
@@ -62,10 +63,11 @@ def payloads_of(
     file: BinaryIO | None,
     stdin: bool,
     lines: bool,
-) -> Callable[[Callable[[float], None]], Iterator[bytes]]:
+) -> Callable[[Callable[[float], None]], Iterator[list[bytes]]]:
     """What gives the payloads, once it is told how to look after the connection meanwhile.
 
-    Raises `click.UsageError` unless there is exactly one source.
+    They come in groups of what is there at once. Raises `click.UsageError` unless there is exactly
+    one source.
     """
     if (payload is not None) + (file is not None) + stdin != 1:
         raise click.UsageError("give one of PAYLOAD, --file and --stdin")
@@ -73,22 +75,26 @@ def payloads_of(
         if lines:
             raise click.UsageError("--lines needs --file or --stdin")
         data = payload.encode(errors="surrogateescape")
-        return lambda _attend: iter([data])
+        return lambda _attend: iter([[data]])
     stream = sys.stdin.buffer if file is None else file
     if lines:
         return lambda attend: split_lines(stream, attend)
-    return lambda attend: iter([b"".join(_pieces(stream, attend))])
+    return lambda attend: iter([[b"".join(_pieces(stream, attend))]])
 
 
-def split_lines(stream: BinaryIO, attend: Callable[[float], None]) -> Iterator[bytes]:
+def split_lines(stream: BinaryIO, attend: Callable[[float], None]) -> Iterator[list[bytes]]:
     r"""The lines of a stream as they come in, without their ``\n`` or ``\r\n``."""
-    rest = b""
+    begun: list[bytes] = []  # pieces of a line whose end has not come
     for piece in _pieces(stream, attend):
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            yield line.removesuffix(b"\r")
-    if rest:
-        yield rest.removesuffix(b"\r")
+        first, *lines = piece.split(b"\n")
+        begun.append(first)
+        if not lines:
+            continue
+        lines.insert(0, b"".join(begun))
+        begun = [lines.pop()]
+        yield [line.removesuffix(b"\r") for line in lines]
+    if last := b"".join(begun):
+        yield [last.removesuffix(b"\r")]
 
 
 def _pieces(stream: BinaryIO, attend: Callable[[float], None]) -> Iterator[bytes]:

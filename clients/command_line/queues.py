@@ -2,12 +2,18 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ganglion.clients.command_line.connecting import connect, connection_options, json_option
+from ganglion.clients.command_line.connecting import (
+    Number,
+    connect,
+    connection_options,
+    json_option,
+)
 from ganglion.clients.command_line.definitions import (
     definition_of,
     definition_options,
@@ -28,6 +34,9 @@ from ganglion.clients.command_line.rendering import (
     echo_json,
     parse_template,
 )
+
+if TYPE_CHECKING:
+    from ganglion.clients.command_line.connection import BlockingClient
 
 __all__ = ["queue"]
 
@@ -210,7 +219,7 @@ def queue_send(name: str, as_json: bool, **rest: Any) -> None:
 @queue.command("consume")
 @click.argument("name")
 @click.option("-n", "--count", type=click.IntRange(1), help="End after so many messages.")
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="End after so long.")
+@click.option("--timeout", type=Number(0), metavar="SECONDS", help="End after so long.")
 @click.option(
     "--ack/--no-ack",
     default=True,
@@ -219,8 +228,15 @@ def queue_send(name: str, as_json: bool, **rest: Any) -> None:
 )
 @click.option("--exec", "command", metavar="COMMAND", help="Run it for each message.")
 @click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="How often COMMAND may run at a time.",
+)
+@click.option(
     "--nack-delay",
-    type=click.FloatRange(0),
+    type=Number(0),
     metavar="SECONDS",
     help="How long a failed message rests; left out: the queue's backoff.",
 )
@@ -232,6 +248,7 @@ def queue_consume(
     timeout: float | None,
     ack: bool,
     command: str | None,
+    concurrency: int,
     nack_delay: float | None,
     template: str,
     as_json: bool,
@@ -248,105 +265,147 @@ def queue_consume(
     if command is not None and not ack:
         raise click.UsageError("--exec decides by itself: it cannot be used with --no-ack")
     parts = parse_template(template)
-    seen = failed = 0
+    failed = 0
     with failures():
         output = Output(parts, as_json=as_json)
         with connect(**connection) as client:
             deadline = None if timeout is None else time.monotonic() + timeout
-            worker = _Worker(client, name, command, nack_delay)
-            credit = 1 if command is not None else _PREFETCH
+            credit = concurrency if command is not None else _PREFETCH
             if not ack:
                 credit = count or 1_000_000
-            held = credit if count is None else min(credit, count)
-            opened = client.start(Operation.CONSUME, name, {"credit": held})
+            consumer = _Consumer(client, name, credit, count)
+            if command is None:
+                consumer.print_all(output, deadline, ack=ack)
+            else:
+                failed = consumer.run_all(
+                    command,
+                    output if as_json else None,
+                    deadline,
+                    concurrency=concurrency,
+                    nack_delay_s=nack_delay,
+                )
             for answer in client.answers():
-                if answer.error is not None:
-                    raise answer.error
-            worker.open(opened)
-            for frame in client.frames(deadline):
-                if frame[0] != Operation.JOBS:
-                    continue
-                if count is not None and ack:  # no more than are wanted, so that none go back
-                    left = count - seen - len(frame[2])
-                    client.notify(Operation.CREDIT, opened, min(credit, left))
-                done: list[int] = []
-                for lease, topic, payload, *rest in frame[2]:
-                    properties: dict[str, Any] = (rest[0] if rest else None) or {}
-                    about = {"lease": lease, "attempts": rest[1] if len(rest) > 1 else 0}
-                    message = Received(topic, payload, properties, about)
-                    seen += 1
-                    if command is None or as_json:
-                        output.write(message)
-                    if command is None:
-                        done.append(lease)
-                        continue
-                    output.flush()
-                    if not worker.run(message, lease):
-                        failed += 1
-                output.flush()
-                if ack and done:
-                    client.start(Operation.ACK, opened, done)
-                for answer in client.answers(_PREFETCH):
-                    worker.settled(answer.result)
-                if seen == count:
-                    break
-            for answer in client.answers():
-                worker.settled(answer.result)
+                _settled(answer.result)
             with suppress(ClientError):  # its end gives back what is not settled, in any case
-                client.call(Operation.CLOSE, opened)
-    too_few(seen, count, timeout)
+                client.call(Operation.CLOSE, consumer.number)
+    too_few(consumer.seen, count, timeout)
     if failed:
         raise click.exceptions.Exit(EXIT_NO)
 
 
-class _Worker:
-    """Runs a command for jobs of one consumer and settles them by its exit code."""
+class _Consumer:
+    """Takes jobs of a queue, no more than are wanted."""
 
-    def __init__(
-        self, client: Any, name: str, command: str | None, nack_delay_s: float | None
-    ) -> None:
+    def __init__(self, client: "BlockingClient", name: str, credit: int, count: int | None) -> None:
+        from ganglion.protocols.native.operations import Operation
+
         self._client = client
         self._name = name
-        self._command = command
-        self._nack_delay_s = nack_delay_s
-        self._consumer = 0
-        self._lease_s = 0.0
-        self._extended_s = 0.0
+        self._credit = credit
+        self._count = count
+        self._received = 0
+        self.seen = 0
+        """How many were dealt with."""
+        held = credit if count is None else min(credit, count)
+        self.number = client.start(Operation.CONSUME, name, {"credit": held})
+        for answer in client.answers():
+            if answer.error is not None:
+                raise answer.error
 
-    def open(self, consumer: int) -> None:
-        """The consumer is there."""
+    def print_all(self, output: Output, deadline: float | None, *, ack: bool) -> None:
+        """Print messages, and acknowledge what is printed, until there were enough."""
         from ganglion.protocols.native.operations import Operation
 
-        self._consumer = consumer
-        if self._command is not None:
-            described = self._client.call(Operation.QUEUE_DESCRIBE, self._name)
-            self._lease_s = described["definition"]["lease_s"]
+        client = self._client
+        for frame in client.frames(deadline):
+            done: list[int] = []
+            for lease, message in self._jobs(frame, is_settled=ack):
+                output.write(message)
+                done.append(lease)
+                self.seen += 1
+            output.flush()
+            if ack and done:
+                client.start(Operation.ACK, self.number, done)
+            for answer in client.answers(_PREFETCH):
+                _settled(answer.result)
+            if self.seen == self._count:
+                break
 
-    def settled(self, result: dict[str, int]) -> None:
-        """The node has dealt with an acknowledgement."""
-        if gone := result["gone"]:
-            click.echo(
-                f"ganglion: the lease of {gone} messages had run out: others get them", err=True
-            )
-
-    def run(self, message: Received, lease: int) -> bool:
-        """Whether the command did it."""
-        from ganglion.clients.command_line.execution import run_command
+    def run_all(
+        self,
+        command: str,
+        output: Output | None,
+        deadline: float | None,
+        *,
+        concurrency: int,
+        nack_delay_s: float | None,
+    ) -> int:
+        """Run a command for each message, and settle it by the exit code; how many failed."""
+        from ganglion.clients.command_line.execution import Commands
         from ganglion.protocols.native.operations import Operation
 
-        assert self._command is not None
-        self._extended_s = time.monotonic()
+        client = self._client
+        described = client.call(Operation.QUEUE_DESCRIBE, self._name)
+        lease_s: float = described["definition"]["lease_s"]
+        extend_at = time.monotonic() + lease_s / 3
+        leases: set[int] = set()
+        failed = 0
+        with Commands(command, concurrency, capture=False) as commands:
+            while self.seen != self._count:
+                now = time.monotonic()
+                is_over = client.is_draining or (deadline is not None and now >= deadline)
+                if is_over and not leases:
+                    break
+                if now >= extend_at:
+                    extend_at = now + lease_s / 3
+                    if leases:
+                        client.notify(Operation.EXTEND, 0, self.number, sorted(leases), lease_s)
+                until = extend_at if deadline is None or is_over else min(extend_at, deadline)
+                if is_over or not client.has_more:
+                    client.attend(until, commands.fileno())
+                for ended in commands.ended():
+                    leases.discard(ended.key)
+                    self.seen += 1
+                    if ended.code:
+                        failed += 1
+                        click.echo(
+                            f"ganglion: the command ended with {ended.code}: given back", err=True
+                        )
+                        client.start(Operation.NACK, self.number, ended.key, nack_delay_s)
+                    else:
+                        client.start(Operation.ACK, self.number, ended.key)
+                while client.has_more and not is_over:
+                    for lease, message in self._jobs(next(client.frames()), is_settled=True):
+                        if output is not None:
+                            output.write(message)
+                            output.flush()
+                        leases.add(lease)
+                        commands.start(lease, message)
+                for answer in client.answers(_PREFETCH):
+                    _settled(answer.result)
+        if client.is_draining and self.seen != self._count:
+            for answer in client.answers():
+                _settled(answer.result)
+            client.attend(0.0)  # raises what is to be said of it
+        return failed
 
-        def attend(now: float) -> None:
-            self._client.attend(now)
-            if now - self._extended_s >= self._lease_s / 3:
-                self._extended_s = now
-                self._client.notify(Operation.EXTEND, 0, self._consumer, lease, self._lease_s)
+    def _jobs(self, frame: tuple[Any, ...], *, is_settled: bool) -> Iterator[tuple[int, Received]]:
+        """The jobs of a frame, and the credit for more of them where they make room."""
+        from ganglion.protocols.native.operations import Operation
 
-        code, _ = run_command(self._command, message, attend, capture=False)
-        if code:
-            click.echo(f"ganglion: the command ended with {code}: given back", err=True)
-            self._client.start(Operation.NACK, self._consumer, lease, self._nack_delay_s)
-        else:
-            self._client.start(Operation.ACK, self._consumer, lease)
-        return not code
+        if frame[0] != Operation.JOBS:
+            return
+        self._received += len(frame[2])
+        if self._count is not None and is_settled:  # so that none that is not wanted goes back
+            left = self._count - self._received
+            self._client.notify(Operation.CREDIT, self.number, min(self._credit, left))
+        for lease, topic, payload, *rest in frame[2]:
+            properties: dict[str, Any] = (rest[0] if rest else None) or {}
+            about = {"lease": lease, "attempts": rest[1] if len(rest) > 1 else 0}
+            yield lease, Received(topic, payload, properties, about)
+
+
+def _settled(result: dict[str, int]) -> None:
+    """Hear what the node has done with an acknowledgement."""
+    if gone := result["gone"]:
+        click.echo(f"ganglion: the lease of {gone} messages had run out: others get them", err=True)

@@ -2,11 +2,13 @@
 
 import sys
 import time
-from typing import Any
+from collections import deque
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ganglion.clients.command_line.connecting import connect, connection_options, options
+from ganglion.clients.command_line.connecting import Number, connect, connection_options, options
 from ganglion.clients.command_line.failures import EXIT_TIMEOUT, Failure, failures
 from ganglion.clients.command_line.messaging import format_options, too_few
 from ganglion.clients.command_line.payloads import (
@@ -17,9 +19,14 @@ from ganglion.clients.command_line.payloads import (
 )
 from ganglion.clients.command_line.rendering import Output, Received, parse_template
 
+if TYPE_CHECKING:
+    from ganglion.clients.command_line.connection import BlockingClient
+
 __all__ = ["request", "serve_reply"]
 
 _GRACE_S = 5.0  # past the deadline of a request, which the node keeps
+_CALLS_HELD = 64  # requests that wait here for a command: else the node would refuse them
+_PATIENCE_S = 60.0
 
 
 @click.command()
@@ -27,7 +34,7 @@ _GRACE_S = 5.0  # past the deadline of a request, which the node keeps
 @options(payload_options, property_options)
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, 3600, min_open=True),
+    type=Number(0, 3600, min_open=True),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -72,7 +79,7 @@ def request(
     with failures():
         output = Output(parts, as_json=as_json)
         with connect(**connection) as client:
-            for data in source(client.attend):
+            for data in chain.from_iterable(source(client.attend)):
                 if gather:
                     _gather(client, output, (topic, data, properties, asked), timeout, count)
                     continue
@@ -118,15 +125,23 @@ def _properties(elements: tuple[Any, ...], index: int) -> dict[str, Any]:
 @click.argument("topic", metavar="TOPIC")
 @click.argument("payload", required=False)
 @click.option("--exec", "command", metavar="COMMAND", help="Its output is the reply.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1024),
+    default=4,
+    show_default=True,
+    help="How often COMMAND may run at a time; other requests wait.",
+)
 @click.option("-g", "--group", help="One of this group is asked.")
 @click.option("-n", "--count", type=click.IntRange(1), help="End after so many requests.")
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="End after so long.")
+@click.option("--timeout", type=Number(0), metavar="SECONDS", help="End after so long.")
 @format_options
 @connection_options
 def serve_reply(
     topic: str,
     payload: str | None,
     command: str | None,
+    concurrency: int,
     group: str | None,
     count: int | None,
     timeout: float | None,
@@ -139,35 +154,111 @@ def serve_reply(
     COMMAND is run by the shell, once per request, with the payload as its input. A command that
     fails is told to who asks. Each request is printed.
     """
-    from ganglion.clients.command_line.execution import run_command
     from ganglion.protocols.native.operations import Operation
 
     if (payload is None) == (command is None):
         raise click.UsageError("give PAYLOAD, or --exec, but not both")
     parts = parse_template(template)
-    asked = {} if group is None else {"group": group}
-    seen = 0
+    asked: dict[str, Any] = {"credit": max(_CALLS_HELD, concurrency)}
+    if group is not None:
+        asked["group"] = group
     with failures():
         output = Output(parts, as_json=as_json)
         with connect(**connection) as client:
             deadline = None if timeout is None else time.monotonic() + timeout
-            client.call(Operation.SERVE, topic, asked or None)
-            for frame in client.frames(deadline):
-                if frame[0] != Operation.CALL:
-                    continue
-                _, service, call, asked_topic, data, *_ = frame
-                message = Received(asked_topic, data, _properties(frame, 5))
-                output.write(message)
-                output.flush()
-                code, reply = 0, (payload or "").encode(errors="surrogateescape")
-                if command is not None:
-                    code, reply = run_command(command, message, client.attend, capture=True)
-                if code:
-                    text = f"the command of the responder ended with {code}"
-                    client.call(Operation.FAIL, service, call, text, str(code))
-                else:
-                    client.call(Operation.ANSWER, service, call, reply)
-                seen += 1
-                if seen == count:
-                    break
+            client.call(Operation.SERVE, topic, asked)
+            responder = _Responder(client, output, count)
+            if command is None:
+                seen = responder.serve((payload or "").encode(errors="surrogateescape"), deadline)
+            else:
+                seen = responder.serve_by_command(command, concurrency, deadline)
     too_few(seen, count, timeout)
+
+
+class _Responder:
+    """Answers calls."""
+
+    def __init__(self, client: "BlockingClient", output: Output, count: int | None) -> None:
+        self._client = client
+        self._output = output
+        self._count = count
+        self._waiting: deque[tuple[int, int, Received]] = deque()
+
+    def serve(self, reply: bytes, deadline: float | None) -> int:
+        """Answer each call with this reply; how many."""
+        seen = 0
+        for frame in self._client.frames(deadline):
+            self._on_frame(frame)
+            while self._waiting:
+                service, call, message = self._waiting.popleft()
+                self._show(message)
+                self._answer(service, call, reply)
+                seen += 1
+                if seen == self._count:
+                    return seen
+        return seen
+
+    def serve_by_command(self, command: str, concurrency: int, deadline: float | None) -> int:
+        """Answer each call with what a command prints; how many."""
+        from ganglion.clients.command_line.execution import Commands
+        from ganglion.protocols.native.operations import Operation
+
+        client = self._client
+        begun = seen = 0
+        services: dict[int, int] = {}
+        with Commands(command, concurrency, capture=True) as commands:
+            while seen != self._count:
+                now = time.monotonic()
+                is_over = client.is_draining or (deadline is not None and now >= deadline)
+                if is_over and not len(commands):
+                    break
+                until = now + _PATIENCE_S
+                if deadline is not None and not is_over:
+                    until = min(until, deadline)
+                if not client.has_more:
+                    client.attend(until, commands.fileno())
+                while client.has_more:
+                    self._on_frame(next(client.frames()))
+                for ended in commands.ended():
+                    service = services.pop(ended.key)
+                    if ended.code:
+                        text = f"the command of the responder ended with {ended.code}"
+                        client.notify(Operation.FAIL, 0, service, ended.key, text, str(ended.code))
+                    else:
+                        self._answer(service, ended.key, ended.output)
+                    seen += 1
+                while self._waiting and not (is_over or commands.is_full or begun == self._count):
+                    service, call, message = self._waiting.popleft()
+                    self._show(message)
+                    services[call] = service
+                    commands.start(call, message)
+                    begun += 1
+        if client.is_draining and seen != self._count:
+            client.attend(0.0)  # raises what is to be said of it
+        return seen
+
+    def _on_frame(self, frame: tuple[Any, ...]) -> None:
+        from ganglion.protocols.native.operations import Operation
+
+        match frame:
+            case (Operation.CALL, service, call, topic, payload, *_):
+                self._waiting.append(
+                    (service, call, Received(topic, payload, _properties(frame, 5)))
+                )
+            case (Operation.CANCELLED, _, call, *_):  # one that runs is let run
+                self._waiting = deque(each for each in self._waiting if each[1] != call)
+            case _:
+                pass
+
+    def _show(self, message: Received) -> None:
+        self._output.write(message)
+        self._output.flush()
+
+    def _answer(self, service: int, call: int, reply: bytes) -> None:
+        from ganglion.clients.errors import Refused
+        from ganglion.protocols.native.operations import Operation
+
+        try:
+            self._client.notify(Operation.ANSWER, 0, service, call, reply)
+        except Refused as refused:  # it is too large for a frame
+            self._client.notify(Operation.FAIL, 0, service, call, str(refused), refused.code)

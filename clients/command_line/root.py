@@ -6,14 +6,21 @@ The commands of the node are known by name only: this package never imports the 
 client alone is installed they say what is missing.
 """
 
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
 
 from ganglion import BrokerNotInstalled, __version__
-from ganglion.clients.command_line.failures import EXIT_INTERRUPTED, EXIT_UNAVAILABLE, Failure
+from ganglion.clients.command_line.failures import (
+    EXIT_INTERRUPTED,
+    EXIT_PIPE,
+    EXIT_UNAVAILABLE,
+    Failure,
+)
 
 __all__ = ["cli", "main", "version"]
 
@@ -67,6 +74,7 @@ _COMMANDS: Final = {
 
 def main() -> NoReturn:
     """Run the command line of this process and end the process with its exit code."""
+    _open_what_is_closed()
     try:
         sys.exit(cli.main(prog_name="ganglion", standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -74,6 +82,17 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _open_what_is_closed() -> None:
+    """Give the process the standard files that it was started without (``>&-``).
+
+    Else the next file or socket would take their place.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - for good
+            setattr(sys, name, stream)
 
 
 class _Commands(click.Group):
@@ -100,10 +119,15 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named.
 
-        Raises `Failure` when it is one of the node's and a package of the node is not installed.
+        Output that nobody reads any more ends it without a word, as it ends other filters. Raises
+        `Failure` when it is one of the node's and a package of the node is not installed.
         """
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            # Python flushes standard output once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(EXIT_PIPE) from None
         except ModuleNotFoundError as error:
             name = ctx.invoked_subcommand
             if name is None or _COMMANDS[name][0] != _NODE:
@@ -115,6 +139,7 @@ class _Commands(click.Group):
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+@click.version_option(__version__, message="ganglion %(version)s")
 def cli() -> None:
     """Ganglion: a lightweight message broker and event mesh."""
 

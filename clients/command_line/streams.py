@@ -8,7 +8,12 @@ from typing import Any
 
 import click
 
-from ganglion.clients.command_line.connecting import connect, connection_options, json_option
+from ganglion.clients.command_line.connecting import (
+    Number,
+    connect,
+    connection_options,
+    json_option,
+)
 from ganglion.clients.command_line.definitions import (
     definition_of,
     definition_options,
@@ -131,7 +136,7 @@ def stream_delete(name: str, **connection: Any) -> None:
     metavar="SEQUENCE",
     help="Only if the last record with --key is this one; 0: only if there is none.",
 )
-@click.option("--rate", type=click.FloatRange(0, min_open=True), help="At most so many a second.")
+@click.option("--rate", type=Number(0, min_open=True), help="At most so many a second.")
 @json_option
 @connection_options
 def stream_append(
@@ -148,8 +153,11 @@ def stream_append(
     as_json: bool,
     **connection: Any,
 ) -> None:
-    """Append PAYLOAD to stream NAME; it is on disk when the command ends well."""
-    from ganglion.clients.command_line.sending import send_all
+    """Append PAYLOAD to stream NAME; it is on disk when the command ends well.
+
+    With --lines, lines that come at once are appended together.
+    """
+    from ganglion.clients.command_line.sending import batches_of, send_all
     from ganglion.clients.conversation import Answer
     from ganglion.protocols.native.operations import Operation
 
@@ -160,26 +168,34 @@ def stream_append(
     asked = None if expected is None else {"expected": {key: expected}}
     sequences: list[int] = []
 
-    def on_answer(answer: Answer) -> None:
+    def on_answer(answer: Answer) -> int:
         result = answer.result
-        sequences[:] = [sequences[0] if sequences else result["first"], result["last"]]
+        first, last = result["first"], result["last"]
+        sequences[:] = [sequences[0] if sequences else first, last]
+        return int(last - first + 1)
+
+    def send(batch: list[bytes]) -> None:
+        if len(batch) == 1:
+            client.start(Operation.APPEND, name, *batch, properties, asked)
+        else:
+            client.start(Operation.APPEND_BATCH, name, batch, properties)
 
     with failures(), connect(**connection) as client:
         sent = send_all(
             client,
-            source(client.attend),
-            lambda data: client.start(Operation.APPEND, name, data, properties, asked),
+            batches_of(source(client.attend), rate),
+            send,
             on_answer,
             rate_per_s=rate,
             total=None if lines else 1,
         )
-    first, last = sequences or (None, None)
-    if as_json:
-        echo_json({"stream": name, "records": sent, "first": first, "last": last})
-    elif sent == 1:
-        click.echo(f"appended record {first}")
-    else:
-        click.echo(f"appended {sent} records" + (f", {first} to {last}" if sent else ""))
+        first, last = sequences or (None, None)
+        if as_json:
+            echo_json({"stream": name, "records": sent, "first": first, "last": last})
+        elif sent == 1:
+            click.echo(f"appended record {first}")
+        else:
+            click.echo(f"appended {sent} records" + (f", {first} to {last}" if sent else ""))
 
 
 @stream.command("read")
@@ -232,7 +248,7 @@ def stream_read(
 @click.option("--from", "from_time", metavar="TIME", help="Begin there; 15m: 15 minutes ago.")
 @click.option("-g", "--group", help="Share records, and the position, with this consumer group.")
 @click.option("-n", "--count", type=click.IntRange(1), help="End after so many records.")
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="End after so long.")
+@click.option("--timeout", type=Number(0), metavar="SECONDS", help="End after so long.")
 @format_options
 @connection_options
 def stream_follow(

@@ -3,7 +3,11 @@
 import json
 import socket
 import stat
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,9 +17,11 @@ from ganglion.clients.addresses import NodeAddress
 from ganglion.clients.command_line import connection as command_connection
 from ganglion.clients.command_line.connection import BlockingClient
 from ganglion.clients.command_line.root import cli
+from ganglion.clients.command_line.sending import batches_of
 from ganglion.clients.command_line.streams import parse_time
 from ganglion.protocols.native.operations import Operation
 from ganglion.testing import RunningBroker, broker_thread
+from tests.support import until
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +42,16 @@ def node(ganglion_broker: RunningBroker, monkeypatch: pytest.MonkeyPatch) -> Run
 def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
     """Run a command as a shell would; standard output and error are kept apart."""
     return CliRunner().invoke(cli, arguments, input=stdin, prog_name="ganglion")
+
+
+@contextmanager
+def background(command: list[str]) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run a program beside the test, and end it with it."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def lines(result: Result) -> list[dict[str, object]]:
@@ -197,6 +213,125 @@ def test_refusals_have_their_exit_code(arguments: list[str], code: int, words: s
     assert words in result.stderr
 
 
+@pytest.mark.usefixtures("node")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pub", "\udcff", "x"], "is not text"),
+        (["pub", "t", "x", "-k", "\udcff"], "is not text"),
+        (["pub", "t", "x", "-H", "a=\udcff"], "is not text"),
+        (["sub", "\udcff"], "is not text"),
+        (["stream", "read", "s", "--after", str(10**20)], "more than 64 bits"),
+        (["queue", "declare", "q", "-o", f"max_messages={10**25}"], "more than 64 bits"),
+        (["sub", "t", "--timeout", "nan"], "not a number"),
+        (["pub", "t", "x", "--rate", "inf"], "not a number"),
+        (["request", "t", "x", "--timeout", "nan"], "not a number"),
+        (["queue", "consume", "q", "--timeout", "-1"], "not in the range"),
+        (["pub", "t", "x", "--stdin"], "give one of PAYLOAD"),
+        (["pub", "t"], "give one of PAYLOAD"),
+        (["pub", "t", "x", "-H", "name"], "write it NAME=VALUE"),
+        (["sub", "t", "--format", "{colour}"], "no field colour"),
+        (["queue", "declare", "q", "-o", "lease_s"], "write it NAME=VALUE"),
+        (["queue", "consume", "q", "--no-ack", "--exec", "true"], "--no-ack"),
+        (["stream", "append", "s", "x", "--expected", "1"], "--key"),
+        (["stream", "read", "s", "--from", "noon"], "15m for 15 minutes ago"),
+        (["stream", "read", "s", "--from", "1", "--after", "1"], "not both"),
+        (["serve-reply", "t"], "give PAYLOAD, or --exec"),
+        (["serve-reply", "t", "x", "--concurrency", "0"], "not in the range"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(arguments: list[str], words: str) -> None:
+    """What cannot be meant gives 2, and is said before anything is done."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.usefixtures("node")
+def test_what_is_too_large_is_told_before_it_is_sent(tmp_path: Path) -> None:
+    """With the size, and the limit of the node by its name."""
+    (tmp_path / "big").write_bytes(bytes(17 * 1024 * 1024))
+    run("stream", "declare", "s")
+    for command in (["pub", "t"], ["stream", "append", "s"], ["request", "t"]):
+        result = run(*command, "--file", "big")
+        assert result.exit_code == 77
+        assert "frame_max_bytes = 16,777,216" in result.stderr
+
+
+@pytest.mark.usefixtures("node")
+def test_how_far_it_came_is_told() -> None:
+    """The first refusal ends it, and says how many were taken all the same."""
+    run("queue", "declare", "q", "-o", "max_messages=3")
+    text = "".join(f"{number}\n" for number in range(5))
+    result = run("queue", "send", "q", "--stdin", "--lines", stdin=text)
+    assert result.exit_code == 75
+    assert result.stderr.endswith("; 3 of 5 sent messages were taken\n")
+    assert run("queue", "consume", "q", "-n", "3").stdout == "0\n1\n2\n"
+    run("stream", "declare", "s", "-o", "max_record_bytes=4")
+    refused = run("stream", "append", "s", "--stdin", "--lines", stdin="one\ntwo\nthree\n")
+    assert refused.exit_code == 77
+    assert refused.stderr.endswith("; 0 of 3 sent messages were taken\n")
+    assert run("stream", "read", "s").stdout == ""
+
+
+def test_lines_are_appended_in_batches_that_fit() -> None:
+    """As many as a frame takes, and as came at once; with a rate twenty batches a second."""
+    lines = [b"%d" % number for number in range(2500)]
+    assert [len(each) for each in batches_of(iter([lines, [b"x"]]), None)] == [1024, 1024, 452, 1]
+    batches = list(batches_of(iter([lines]), None))
+    assert [line for batch in batches for line in batch] == lines
+    large = [bytes(400_000)] * 7
+    assert [len(each) for each in batches_of(iter([large]), None)] == [3, 3, 1]
+    assert [len(each) for each in batches_of(iter([lines[:25]]), 200)] == [10, 10, 5]
+    assert [len(each) for each in batches_of(iter([lines[:3]]), 1)] == [1, 1, 1]
+
+
+COMMAND = [sys.executable, "-m", "ganglion"]
+WAITS_FOR_ANOTHER = """
+    read -r name; [ $name = ready ] && exit
+    touch $name; until [ -e one ] && [ -e two ]; do sleep 0.01; done; echo $name
+"""
+"""A command that ends only when the same one runs for the other message, too."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("node")
+def test_commands_run_beside_each_other(tmp_path: Path) -> None:
+    """Messages of a queue, and requests: as many as --concurrency says."""
+    run("queue", "declare", "q")
+    run("queue", "send", "q", "--stdin", "--lines", stdin="one\ntwo\n")
+    done = run(
+        "queue", "consume", "q", "-n", "2", "--exec", WAITS_FOR_ANOTHER, "--concurrency", "2"
+    )
+    assert done.exit_code == 0
+    (described,) = lines(run("queue", "describe", "q", "--json"))
+    assert isinstance(described["statistics"], dict)
+    assert described["statistics"]["acknowledged"] == 2
+    for name in ("one", "two"):
+        (tmp_path / name).unlink()
+    command = [*COMMAND, "serve-reply", "t", "-n", "3", "--concurrency", "2"]
+    with background([*command, "--exec", WAITS_FOR_ANOTHER]) as responder:
+        until(lambda: run("request", "t", "ready").exit_code == 0)
+        with background([*COMMAND, "request", "t", "one"]) as another:
+            assert run("request", "t", "two").stdout == "two\n\n"
+            printed, _ = another.communicate(timeout=20)
+        assert printed == b"one\n\n"
+        printed, _ = responder.communicate(timeout=20)
+    assert sorted(printed.split()) == [b"one", b"ready", b"two"]
+    assert responder.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("node")
+def test_a_reply_that_is_too_large_is_a_failure() -> None:
+    """Who asks is told, and the responder goes on."""
+    command = ["serve-reply", "large", "--exec", "head -c 17000000 /dev/zero", "-n", "1"]
+    with background([*COMMAND, *command]) as responder:
+        until(lambda: run("request", "large", "x", "--timeout", "20").exit_code == 1)
+        assert responder.wait(timeout=20) == 0
+
+
 def test_passwords_come_from_files_variables_and_contexts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,7 +413,7 @@ def test_a_broken_file_of_contexts_is_told(tmp_path: Path, text: str, words: str
 def test_other_urls_are_refused(url: str, words: str) -> None:
     """What is no such URL is refused with what would be one; a password is not repeated."""
     result = run("pub", "--url", url, "t", "x")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert words in result.stderr
     assert "secret" not in result.stderr
 

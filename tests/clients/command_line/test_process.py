@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 import trustme
 
-from ganglion.clients.command_line.failures import EXIT_INTERRUPTED, EXIT_PIPE
+from ganglion.clients.command_line.failures import (
+    EXIT_INTERRUPTED,
+    EXIT_IO,
+    EXIT_PIPE,
+    EXIT_UNAVAILABLE,
+)
 from tests.support import Daemon, start_daemon, until
 
 pytestmark = pytest.mark.slow
@@ -76,6 +81,91 @@ def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:
             assert process.stderr is not None
             assert process.stderr.read() == b""
     assert process.returncode == EXIT_PIPE
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "words"),
+    [
+        (">/dev/full", EXIT_IO, b"No space left on device"),
+        (">&-", 0, b""),
+        ("<&-", 0, b""),
+        ("<&- >&- 2>&-", 0, b""),
+    ],
+)
+def test_output_that_cannot_be_written(redirection: str, code: int, words: bytes) -> None:
+    """A full disk is told in one line; what was closed on purpose does no harm."""
+    with start_daemon("--native", "127.0.0.1:0") as daemon:
+        url = url_of(daemon)
+        run("pub", "--url", url, "-r", "t", "there")
+        for arguments in (f"pub --url {url} t x", f"sub --url {url} t -n 1"):
+            done = subprocess.run(
+                ["sh", "-c", f"{sys.executable} -m ganglion {arguments} {redirection}"],
+                capture_output=True,
+                timeout=30,
+                check=False,
+            )
+            assert done.returncode == code, done.stderr
+            assert words in done.stderr
+            assert b"Traceback" not in done.stderr
+
+
+def test_a_node_that_goes_away_in_the_middle(tmp_path: Path) -> None:
+    """The command ends with 69, and says how many lines were taken; the rest can be sent again."""
+    data = str(tmp_path / "data")
+    with start_daemon("--native", "127.0.0.1:0", "--data", data) as daemon:
+        url = url_of(daemon)
+        run("stream", "declare", "s", "--url", url)
+        command = [*COMMAND, "stream", "append", "s", "--url", url, "--stdin", "--lines"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            process.stdin.write(b"one\ntwo\n")
+            process.stdin.flush()
+            until(
+                lambda: run("stream", "read", "s", "--url", url).stdout == b"one\ntwo\n",
+                what="two records",
+            )
+            daemon.kill()
+            process.stdin.write(b"three\n")
+            process.stdin.flush()
+            _, errors = process.communicate(timeout=20)
+    assert process.returncode == EXIT_UNAVAILABLE
+    assert b"2 of " in errors
+    assert b"sent messages were taken" in errors
+    with start_daemon("--native", "127.0.0.1:0", "--data", data) as daemon:
+        assert run("stream", "read", "s", "--url", url_of(daemon)).stdout == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sub", "t"],
+        ["queue", "consume", "q"],
+        ["queue", "consume", "q", "--exec", "cat"],
+        ["stream", "follow", "s"],
+        ["serve-reply", "t", "x"],
+        ["serve-reply", "t", "--exec", "cat"],
+    ],
+    ids=" ".join,
+)
+def test_a_node_that_stops_ends_what_waits(command: list[str]) -> None:
+    """A restart is told with 69, which a supervisor may take for a reason to begin again.
+
+    The node does not have to wait for the command.
+    """
+    with start_daemon("--native", "127.0.0.1:0", "--limit", "drain_timeout_s=60") as daemon:
+        url = url_of(daemon)
+        run("queue", "declare", "q", "--url", url)
+        run("stream", "declare", "s", "--url", url)
+        before = daemon.descriptors()
+        with subprocess.Popen(
+            [*COMMAND, *command, "--url", url], stderr=subprocess.PIPE
+        ) as process:
+            until(lambda: daemon.descriptors() > before, what="a connection")
+            daemon.stop()
+            _, errors = process.communicate(timeout=20)
+    assert process.returncode == EXIT_UNAVAILABLE
+    assert errors.startswith(b"ganglion: ")
+    assert errors.count(b"\n") == 1
 
 
 def test_a_lease_is_extended_while_a_command_runs() -> None:

@@ -1,6 +1,7 @@
 """Client commands on a terminal of their own: prompts for passwords, progress, control keys."""
 
 import os
+import re
 import select
 import subprocess
 import sys
@@ -110,6 +111,28 @@ def test_a_prompt_can_be_left(daemon: Daemon) -> None:
         screen.type(b"\x03")
         assert screen.end() == EXIT_INTERRUPTED
     assert b"Traceback" not in screen.seen
+
+
+def test_progress_is_shown_and_cleared(daemon: Daemon) -> None:
+    """While much is sent a line says how far it is; what is left is the result alone."""
+    command = ["pub", "t", "x", "--url", url_of(daemon), "--user", "ada", "-n", "40"]
+    with terminal(*command, "--rate", "25", GANGLION_PASSWORD="sesame") as screen:
+        screen.wait_for(b" of 40, ")
+        assert screen.end() == 0
+    *shown, cleared, result = screen.seen.split(b"\r\x1b[K")
+    assert all(re.fullmatch(rb"(sent \d+ of 40, \d+/s)?", each) for each in [*shown, cleared])
+    assert result == b"sent 40 messages; nobody gets it\r\n"
+
+
+def test_what_is_sent_can_be_stopped(daemon: Daemon) -> None:
+    """Ctrl-C in the middle of much gives 130, and the line of progress is gone."""
+    command = ["pub", "t", "x", "--url", url_of(daemon), "--user", "ada", "-n", "100000"]
+    with terminal(*command, "--rate", "20", GANGLION_PASSWORD="sesame") as screen:
+        screen.wait_for(b" of 100000, ")
+        screen.type(b"\x03")
+        assert screen.end() == EXIT_INTERRUPTED
+    assert b"Traceback" not in screen.seen
+    assert screen.seen.rstrip(b"\r\n^C").endswith(b"\r\x1b[K")
 
 
 def test_a_context_keeps_a_password_that_was_typed(daemon: Daemon, tmp_path: Path) -> None:
