@@ -44,7 +44,7 @@ class Tear:
     offset: int
     """Where the batch begins that cannot be read, in bytes."""
     size_bytes: int
-    """How much of the file lies behind `offset`."""
+    """How much was written behind `offset`: up to the last byte that is not zero."""
     is_last: bool
     """Whether no other batch begins behind it: then it is torn, and else damaged."""
 
@@ -52,33 +52,49 @@ class Tear:
 def ends_cleanly(path: Path) -> bool:
     """Whether the records of the last block, by their lengths, end where the file ends.
 
-    Reads no more than one block. False is no verdict yet: `find_tear` gives that.
+    Or where nothing but zeros follows (`LogRoom`). Reads no more than these and one block. False is
+    no verdict yet: `find_tear` gives that.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(size - size % _BLOCK_SIZE)
+        start = size - size % _BLOCK_SIZE
+        file.seek(start)
         block = file.read()
-    position = 0
+        while start and not _has_more(block, 0):
+            start -= _BLOCK_SIZE
+            file.seek(start)
+            block = file.read(_BLOCK_SIZE)
+    position = kind = 0
     while position + _HEADER.size <= len(block):
-        _, length, kind = _HEADER.unpack_from(block, position)
-        if kind == 0 and length == 0:  # allocated and not written
-            return not any(block[position:])
+        _, length, next_kind = _HEADER.unpack_from(block, position)
+        if next_kind == 0 and length == 0:  # allocated and not written
+            return not _has_more(block, position) and (position == 0 or kind in _ENDS)
+        kind = next_kind
         position += _HEADER.size + length
-    return position <= len(block)
+    is_last = start + len(block) == size
+    return position <= len(block) and (is_last or kind in _ENDS)
 
 
 def find_tear(path: Path) -> Tear | None:
-    """The first batch of the log that cannot be read; None when all can."""
+    """The first batch of the log that cannot be read; None when all can.
+
+    A batch whose end is missing at the end of the file is none: RocksDB forgives it. Where there is
+    room behind it (`LogRoom`) it does not.
+    """
     log = path.read_bytes()
     begin: int | None = None  # of the batch that the record at `position` belongs to
+    end = 0
     for position, kind, is_good in _records(log):
         if begin is None:  # whatever a torn record says of its type
             begin = position
         if not is_good:
             behind = _next_beginning(log, position + 1)
-            return Tear(path, begin, len(log) - begin, behind is None)
+            return Tear(path, begin, _written(log) - begin, behind is None)
         if kind in _ENDS:
             begin = None
+        end = position + _HEADER.size + _HEADER.unpack_from(log, position)[1]
+    if begin is not None and end < len(log):
+        return Tear(path, begin, _written(log) - begin, is_last=True)
     return None
 
 
@@ -136,7 +152,7 @@ def _records(log: bytes) -> Iterator[tuple[int, int, bool]]:
             continue
         checksum, length, kind = _HEADER.unpack_from(log, position)
         if not checksum and not length and not kind:
-            if any(log[position:]):
+            if _has_more(log, position):
                 yield position, kind, False
             return
         if not _is_record(log, position, checksum, length, kind):
@@ -144,8 +160,17 @@ def _records(log: bytes) -> Iterator[tuple[int, int, bool]]:
             return
         yield position, kind, True
         position += _HEADER.size + length
-    if any(log[position:]):
+    if _has_more(log, position):
         yield position, 0, False
+
+
+def _written(log: bytes) -> int:
+    return len(log.rstrip(b"\0"))
+
+
+def _has_more(log: bytes, position: int) -> bool:
+    """Whether there is anything but zeros from there on."""
+    return log.count(0, position) < len(log) - position
 
 
 def _next_beginning(log: bytes, start: int) -> int | None:

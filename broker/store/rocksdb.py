@@ -53,6 +53,7 @@ from ganglion.broker.store import (
 from ganglion.broker.store.directories import make_directory, sync_directory
 from ganglion.broker.store.feed import check_applicable, record
 from ganglion.broker.store.lock import DirectoryLock
+from ganglion.broker.store.log_room import LogRoom
 from ganglion.broker.store.reserve import Reserve
 from ganglion.broker.store.rocks_families import FAMILIES, FEED, open_database
 from ganglion.broker.store.rocks_feed import OwnOperations, RocksFeed
@@ -206,6 +207,7 @@ class RocksStore:
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         records = directory / "records"
         self._seal = Seal(directory / "seal", records)
+        self._log_room = LogRoom(records)
         if not create and not (records / "CURRENT").exists():
             raise StoreMissing(f"there is no store in {directory}")
         try:
@@ -330,10 +332,16 @@ class RocksStore:
             self._look_at_room()
 
     def _look_at_room(self) -> None:
-        """Say whether the disk is full; while it is, have deleted records give up their room."""
+        """Say whether the disk is full; while it is, have deleted records give up their room.
+
+        While it is not, there is room in the log.
+        """
+        written_bytes = self._written_bytes
         self._looked_s, self._written_bytes = time.monotonic(), 0
         if not self.is_full:
             self._set_full(self._reserve.is_low())
+            if not self.is_full:
+                self._log_room.keep(written_bytes)
             return
         for kind in tuple(self._deleted):
             # What is deleted is known in memory only until so much was written that it goes to a

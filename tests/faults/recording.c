@@ -183,6 +183,24 @@ int ftruncate(int descriptor, off_t size)
 
 int ftruncate64(int descriptor, off_t size) { return ftruncate(descriptor, size); }
 
+int posix_fallocate(int descriptor, off_t offset, off_t size)
+{
+    struct stat found;
+    if (!is_followed(descriptor))
+        return syscall(SYS_fallocate, descriptor, 0, offset, size) ? errno : 0;
+    pthread_mutex_lock(&lock);
+    int error = syscall(SYS_fallocate, descriptor, 0, offset, size) ? errno : 0;
+    if (!error && fstat(descriptor, &found) == 0 && found.st_size == offset + size)
+        put('t', descriptor, (uint64_t)found.st_size, NULL, 0, NULL, 0); /* it has grown */
+    pthread_mutex_unlock(&lock);
+    return error;
+}
+
+int posix_fallocate64(int descriptor, off_t offset, off_t size)
+{
+    return posix_fallocate(descriptor, offset, size);
+}
+
 int rename(const char *path, const char *other)
 {
     if (!is_below(path))

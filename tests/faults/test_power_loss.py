@@ -221,7 +221,7 @@ def test_power_lost_while_recovering(tmp_path: Path, library: Path, memory: Path
     root.mkdir()
     run(root, 1, 60, "kill", {})
     log = max(each for each in (root / "store/records").glob("*.log") if each.stat().st_size)
-    os.truncate(log, log.stat().st_size - 7)
+    os.truncate(log, len(log.read_bytes().rstrip(b"\0")) - 7)
     (root / "acknowledged").write_bytes(b"59")
     disk, calls = recorded_run(tmp_path, root, 60, 75, library)
     exact, further = lose_power_often(disk, root, calls, 75, memory)

@@ -102,6 +102,11 @@ def the_log(directory: Path) -> Path:
     return log
 
 
+def written(log: Path) -> int:
+    """How many bytes were written to a log: behind them is room, which is zeros."""
+    return len(log.read_bytes().rstrip(b"\0"))
+
+
 # -- restart -------------------------------------------------------------------------------------
 
 
@@ -133,6 +138,27 @@ def test_everything_durable_is_there_after_a_kill(directory: Path, core: Core) -
     assert core.damages == []
 
 
+def test_the_log_has_room_until_it_is_closed(directory: Path, core: Core) -> None:
+    """Its size is ahead of what is in it, from the first commit on and in every log after it."""
+    store = open_rocks(directory, core)
+    for number in range(3):
+        commit(store, core, (Kind.BACKLOG, b"%d" % number, bytes(100)))
+        store._looked_s = 0.0  # as if a second had passed
+        commit(store, core, (Kind.SESSION, b"client", b"x"))
+        commit(store, core, (Kind.SESSION, b"client", b"y"))  # the one before is accounted for
+        log = max((directory / "records").glob("*.log"))
+        assert log.stat().st_size >= 4 * 1024 * 1024
+        assert 0 < written(log) < 10_000
+        store._families[Kind.BACKLOG].flush()
+        store.compact()
+    store.close()
+    assert all(written(each) == each.stat().st_size for each in directory.rglob("*.log"))
+    store = open_rocks(directory, core)
+    assert len(contents(store)) == 4
+    assert core.damages == []
+    store.close()
+
+
 def test_commits_complete_in_the_core(store: RocksStore, core: Core) -> None:
     """Completion reaches the core through `in_core`, which the storage thread calls."""
     threads: list[threading.Thread] = []
@@ -154,10 +180,14 @@ def test_commits_complete_in_the_core(store: RocksStore, core: Core) -> None:
 
 
 @pytest.mark.slow
-def test_a_log_cut_anywhere_ends_with_a_whole_batch(tmp_path: Path) -> None:
-    """A log that ends within a batch loses that batch and no other: no part of it is applied."""
+@pytest.mark.parametrize("room_bytes", [0, 100_000])
+def test_a_log_cut_anywhere_ends_with_a_whole_batch(tmp_path: Path, room_bytes: int) -> None:
+    """A log that ends within a batch loses that batch and no other: no part of it is applied.
+
+    Whether it ends there or goes on with room.
+    """
     killed_store(tmp_path / "killed", 40)
-    size = the_log(tmp_path / "killed").stat().st_size
+    size = written(the_log(tmp_path / "killed"))
     chance = random.Random(SEED)
     seen: set[int] = set()
     for number in range(25):
@@ -165,6 +195,7 @@ def test_a_log_cut_anywhere_ends_with_a_whole_batch(tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "killed", directory)
         left = size - number if number < 10 else chance.randrange(size // 4, size)
         os.truncate(the_log(directory), left)
+        os.truncate(the_log(directory), left + room_bytes)
         store = open_rocks(directory, core)
         batches = store.statistics().commit_number
         assert contents(store) == model_of(batches), f"seed {SEED}, {left} of {size} bytes"
@@ -184,7 +215,7 @@ def test_a_last_batch_with_holes_is_cut(tmp_path: Path, core: Core, size_bytes: 
     killed_store(directory, 40)
     log = the_log(directory)
     with log.open("r+b") as file:
-        file.seek(-250, os.SEEK_END)
+        file.seek(written(log) - 250)
         file.write(bytes(size_bytes) if size_bytes > 1 else b"\xff")
     store = open_rocks(directory, core)
     assert contents(store) == model_of(39)
@@ -210,7 +241,8 @@ def test_damage_within_the_log_is_not_taken_for_its_end(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     chance = random.Random(SEED)
     header_of_last_block_record = original.rindex(b"client\x00000039") - 120
-    offsets = [chance.randrange(len(original) * 9 // 10) for _ in range(20)]
+    size = written(the_log(tmp_path / "killed"))
+    offsets = [chance.randrange(size * 9 // 10) for _ in range(20)]
     offsets += range(header_of_last_block_record, header_of_last_block_record + 60, 4)
     for offset in offsets:
         core, directory = Core(), tmp_path / "store"
