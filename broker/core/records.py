@@ -86,10 +86,20 @@ def encode_entries(
     a list. A message that is stored once for several backlogs stands there as its number in place
     of topic and payload.
     """
+    plain = PLAIN_TERMS[1]
+    first = messages[0]
+    if (
+        len(messages) == 1
+        and terms[0] is plain
+        and first.properties is None
+        and first.shared is None
+        and first.expires_at is None
+    ):  # what a lone publisher sends, without the loops: they take three times as long
+        flags = first.qos | _RETAIN if first.retain else first.qos
+        return _pack((time_s, first.topic, [first.payload], flags))
     topics = [message.topic for message in messages]
     payloads: list[bytes | int] = []
     rests: list[Any] = []
-    plain = PLAIN_TERMS[1]
     for message, its_terms in zip(messages, terms, strict=True):
         shared = message.shared
         payloads.append(message.payload if shared is None else shared.number)

@@ -35,8 +35,8 @@ def publish_run(
     """Give the taker of the route the QoS 1 messages of the run that begins here; how many.
 
     `place` is of the first: where it begins, its packet identifier, its payload, where it ends.
-    0, and nothing was done, when there are more than `room` or they have to be looked at one by
-    one.
+    Where a run is too short to be cheaper, or longer than `room`, it is the first one alone. 0, and
+    nothing was done, when they have to be looked at one by one.
     """
     pos, identifier_at, payload_at, end = place
     step = end - pos
@@ -47,8 +47,12 @@ def publish_run(
         stop += step
     count = (stop - pos) // step
     taker = route.taker
-    if taker is None or not _RUN_MIN <= count <= room:
+    if taker is None or not room:
         return 0
+    if not _RUN_MIN <= count <= room:
+        taker.deliver_run(route.topic, [data[payload_at:end]], 1)
+        acknowledgements.recorded(_PUBACK + data[identifier_at : identifier_at + 2])
+        return 1
     if payload_at > identifier_at + 2 and any(data[identifier_at + 2 : stop : step]):
         return 0  # some have properties (3.3.2.3)
     high, low = data[identifier_at:stop:step], data[identifier_at + 1 : stop : step]
