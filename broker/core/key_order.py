@@ -27,12 +27,15 @@ class KeyOrder:
         """What they count in bytes."""
 
     def claim(self, delivery: Delivery, priority: int) -> bool:
-        """Whether it may be given out, and holds its key from now on; else it is set aside."""
+        """Whether it may be given out, and holds its key from now on; else it is set aside.
+
+        What holds it already may.
+        """
         key = key_of(delivery)
         if key is None:
             return True
-        if key not in self._holders:
-            self._holders[key] = delivery
+        holder = self._holders.setdefault(key, delivery)
+        if holder is delivery:
             return True
         heappush(self._aside.setdefault(key, []), (-priority, delivery[2], delivery))
         self.count += 1

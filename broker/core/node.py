@@ -13,6 +13,7 @@ from secrets import token_hex
 
 from ganglion import GanglionError
 from ganglion.broker.core.access import Access, Client, Decision
+from ganglion.broker.core.canaries import sharing_options
 from ganglion.broker.core.definitions import InvalidDefinition
 from ganglion.broker.core.journal import Journal
 from ganglion.broker.core.limits import Limits
@@ -369,8 +370,9 @@ class Node:
     ) -> bool:
         """Let the subscription take effect; whether its session had the same filter before.
 
-        `options` are for the queue or stream that it names, beside those in its filter. Raises
-        `NotAllowed`, `LimitReached`, and `InvalidDefinition` for what cannot be a queue or stream.
+        `options` are for the queue or stream that it names, beside those in its filter, or for the
+        shared subscription. Raises `NotAllowed`, `LimitReached`, and `InvalidDefinition` for what
+        cannot be a queue or stream, or an option.
         Retained messages come with `send_retained`.
         """
         session = subscription.session
@@ -380,6 +382,8 @@ class Node:
             decision = self.may_subscribe(session, topic_filter, subscription.qos)
             if not decision.allowed:
                 raise NotAllowed(decision)
+            if options and split_shared(topic_filter):
+                subscription.options = sharing_options(options)
         else:
             topic_filter = subscription.topic_filter = wanted.subscription
         existed = topic_filter in session.subscriptions

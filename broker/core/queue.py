@@ -24,30 +24,33 @@ delay too, and those with the same key wait behind it: of one key one message at
 consumer, those of a priority in the order in which they came, whatever happens to leases, consumers
 and the node (`key_order`).
 
-A queue that is ordered by key reads on past messages that have to wait, up to a bound; then the
-others wait too. What there is to bury at once (messages expire, a limit is lowered) is buried in
-steps, one for each commit.
+While some of its consumers are canaries and others are not, each message is for one of these two
+sides (`queue_sides`).
+
+A queue that is ordered by key, or has two sides, reads on past messages that have to wait, up to a
+bound; then the others wait too. What there is to bury at once (messages expire, a limit is lowered)
+is buried in steps, one for each commit.
 
 Times are monotonic while the node runs; across a restart delays and ages go by the wall clock. How
 long a message may live counts from when it was ready first.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from heapq import heappop, heappush
 from itertools import count as count_from
+from math import ceil
 from random import Random
 from typing import Final, Literal
 
 from ganglion.broker.core.attempts import Attempts, Place
 from ganglion.broker.core.backlog import Backlog, Shelf
+from ganglion.broker.core.dead_letters import as_before, as_dead_letter
 from ganglion.broker.core.deduplication import Deduplication
 from ganglion.broker.core.delays import Delays
-from ganglion.broker.core.key_order import KeyOrder, key_of
-from ganglion.broker.core.message import PLAIN_TERMS, Delivery, Message, MessageProperties, Terms
+from ganglion.broker.core.key_order import key_of
+from ganglion.broker.core.message import PLAIN_TERMS, Delivery, Message, Terms
 from ganglion.broker.core.queue_consumer import LEASE_MAX_S, Consumer, ConsumerSink
 from ganglion.broker.core.queue_definition import QueueDefinition
+from ganglion.broker.core.queue_sides import Side, Sides
 from ganglion.broker.core.queue_statistics import Browsed, QueueStatistics
 from ganglion.broker.core.router import Rejection
 from ganglion.broker.core.statistics import Statistics
@@ -66,18 +69,11 @@ __all__ = [
 QUEUE_PREFIX: Final = "$queue/"
 """A publication to this and the name of a queue goes to that queue alone."""
 
-ORIGIN_QUEUE: Final = "x-dead-letter-queue"
-"""User properties of a message in a dead letter queue: where it was, why it is here, …"""
-ORIGIN_REASON: Final = "x-dead-letter-reason"
-ORIGIN_COUNT: Final = "x-dead-letter-count"
-_ORIGIN = (ORIGIN_QUEUE, ORIGIN_REASON, ORIGIN_COUNT)
-
 REDRIVEN_MAX = 10_000
 """Dead letters that one call sends back at most."""
 _REDRIVEN_BYTES_MAX = 16 * 1024 * 1024
 
-_HELD_MAX = 2048  # messages in memory that rest, or wait for others with their key
-_HELD_BYTES_MAX = 16 * 1024 * 1024
+_PASSED_OVER_MAX = 2048  # dead letters that have no way back, in one call
 _BURIED_AT_ONCE_MAX = 10_000  # more than come in one commit, or a queue would outgrow its limits
 _BURIED_BYTES_AT_ONCE_MAX = 64 * 1024 * 1024
 _REFUSED_DELAY_S = 1.0  # rest of a consumer that gives back what it is given
@@ -108,19 +104,21 @@ class Queue:
         self._make = make
         self._random = random
         self._lanes = lanes  # by priority, the lowest first
-        self._priorities = {lane.identifier: priority for priority, lane in enumerate(lanes)}
         for lane in lanes:
             lane.on_ready = self._ready
         self._attempts = Attempts(shelf, [lane.identifier for lane in lanes])
         self._delays = Delays(shelf, delays_id, self._due)
         self._deduplication: Deduplication | None = None
-        # By priority: ready, and before everything that is in the lane, by their numbers there.
-        self._returned: list[list[tuple[int, Delivery]]] = [[] for _ in lanes]
-        self._returned_count = 0
-        self._keys = KeyOrder()
-        self._resting: dict[Timer, Delivery] = {}
+        self._sides = Sides(
+            lanes,
+            shelf.timers,
+            self.consumers,
+            self._attempts_of,
+            lambda: not self.is_paused,
+            self.dispatch,
+        )
+        self._others, self._canaries = self._sides.both
         self._next_lease = 1
-        self._waiting: OrderedDict[Consumer, None] = OrderedDict()  # may have room, by turn
         self._is_dispatching = False
         self._is_called = False  # to dispatch, while it does
         self._buried_at_once = self._buried_bytes_at_once = 0
@@ -130,7 +128,7 @@ class Queue:
         self._expiry_timer: Timer | None = None
         self._expiry_timer_at = 0.0
         self._published = self._delivered = self._acknowledged = self._returns = 0
-        self._buried = self._duplicates = self._refused = 0
+        self._buried = self._duplicates = self._refused = self._delivered_to_canaries = 0
         self.configure(definition)
 
     def configure(self, definition: QueueDefinition) -> None:
@@ -152,11 +150,8 @@ class Queue:
                 self._deduplication = None
         elif self._deduplication is None:
             self._deduplication = Deduplication(self.shelf, self._delays.identifier)
+        self._sides.configure(definition)
         self._is_ordered = definition.ordered_by_key
-        if not self._is_ordered:
-            for priority, delivery in self._keys.take_aside():
-                self._make_ready(delivery, priority)
-            self._keys.forget_holders()
 
     def start(self) -> None:
         """It is defined, or otherwise than before, and all queues are there: begin to work."""
@@ -175,7 +170,7 @@ class Queue:
             messages=self.count,
             bytes=self.size_bytes,
             leased=sum(len(consumer.leases) for consumer in self.consumers),
-            delayed=self._delays.count + len(self._resting),
+            delayed=self._delays.count + self._sides.resting_count,
             consumers=len(self.consumers),
             is_paused=self.is_paused,
             oldest_s=max(0.0, now_s - min(times)) if times else None,
@@ -186,6 +181,9 @@ class Queue:
             buried=self._buried,
             duplicates=self._duplicates,
             refused=self._refused,
+            canaries=self._sides.canary_count,
+            waiting_for_canaries=self._canaries.count,
+            delivered_to_canaries=self._delivered_to_canaries,
         )
 
     @property
@@ -341,7 +339,7 @@ class Queue:
                 or (definition.max_bytes and self.size_bytes > definition.max_bytes)
             ):
                 return
-            oldest = self._next_lowest()
+            oldest = self._sides.first(range(len(self._lanes)))
             if oldest is None:
                 return  # the rest is with consumers, or on its way to the disk: see `_ready`
             self._count_buried(oldest[0].size_bytes())
@@ -349,35 +347,31 @@ class Queue:
                 self.bury(oldest, "max length")
             else:
                 self._forget(oldest)
+                self._sides.release_key(oldest)
                 self._buried += 1
                 self._statistics.drop("queue is full: the oldest goes")
 
-    def _next_lowest(self) -> Delivery | None:
-        """The oldest ready message of the lowest priority."""
-        for lane, returned in zip(self._lanes, self._returned, strict=True):
-            if returned:
-                self._returned_count -= 1
-                return heappop(returned)[1]
-            delivery = lane.take()
-            if delivery is not None:
-                return delivery
-        return None
-
     # -- out -------------------------------------------------------------------------------------
 
-    def consume(self, sink: ConsumerSink) -> Consumer:
+    def consume(self, sink: ConsumerSink, *, is_canary: bool = False) -> Consumer:
         """A new consumer, which gets its share from now on."""
-        consumer = Consumer(self, sink)
+        consumer = Consumer(self, sink, self._others, is_canary=is_canary)
         self.consumers[consumer] = None
-        self._waiting[consumer] = None
+        self._sides.joined(consumer)
         return consumer
+
+    def mark(self, consumer: Consumer, *, is_canary: bool) -> None:
+        """A consumer is a canary from now on, or is none any more."""
+        if consumer in self.consumers:
+            self._sides.mark(consumer, is_canary=is_canary)
+            self.dispatch()
 
     def remove(self, consumer: Consumer) -> None:
         """The consumer has left. Harmless the second time."""
         if consumer not in self.consumers:
             return
         del self.consumers[consumer]
-        self._waiting.pop(consumer, None)
+        self._sides.left(consumer)
         leases, consumer.leases = consumer.leases, {}
         for delivery, _ in leases.values():
             self.give_back(delivery, 0.0, "delivered too often")
@@ -385,7 +379,7 @@ class Queue:
 
     def _ready(self) -> None:
         """There is something in a lane that was not there before."""
-        if self._waiting:
+        if self._others.waiting or self._canaries.waiting:
             self.dispatch()
         if self._has_limit:
             self._make_room()
@@ -394,7 +388,7 @@ class Queue:
     def serve(self, consumer: Consumer) -> None:
         """It may have room: give it what is ready when its turn comes."""
         if consumer in self.consumers:
-            self._waiting[consumer] = None
+            self._sides.wait(consumer)
             self.dispatch()
             self._watch_expiry()
 
@@ -406,63 +400,89 @@ class Queue:
         if self.is_paused:
             return
         self._is_dispatching = True
-        turns = share = 0
         try:
-            while (consumer := self._whose_turn()) is not None:
-                if not turns:
-                    turns, share = len(self._waiting) + 1, self._share()
-                turns -= 1
-                room = consumer.sink.room()
-                if room <= 0:
-                    continue  # it pulls when it has room again
-                self._is_called = False
-                most, returns = min(room, share), self._returns
-                given = self._give(consumer, most)
-                if self._returns != returns:  # it would get the same again at once, and for ever
-                    self._waiting.pop(consumer, None)
-                    self._serve_later(consumer)
-                elif consumer in self.consumers:
-                    self._waiting[consumer] = None
-                    if not given:  # it is its turn still
-                        self._waiting.move_to_end(consumer, last=False)
-                is_dry = not given or (given < most and not self._has_more())
-                if is_dry and not self._is_called:
+            while True:
+                has_changed = self._serve_side(self._others)
+                if not self._sides.is_split:
+                    break
+                # What either side read and is for the other one was set aside
+                if not self._serve_side(self._canaries) | has_changed:
                     break
         finally:
             self._is_dispatching = False
 
+    def _serve_side(self, side: Side) -> bool:
+        """Give its consumers what is for them; whether that changed anything."""
+        waiting = side.waiting
+        has_changed = False
+        turns = share = 0
+        while (consumer := self._whose_turn(side)) is not None:
+            if not turns:
+                turns, share = len(waiting) + 1, self._share_of(side)
+            turns -= 1
+            room = consumer.sink.room()
+            if room <= 0:
+                has_changed = True
+                continue  # it pulls when it has room again
+            if side is self._canaries:
+                self._sides.end_stall()
+            self._is_called = False
+            most, returns = min(room, share), self._returns
+            given = self._give(consumer, most)
+            has_changed = has_changed or given > 0
+            if self._returns != returns:  # it would get the same again at once, and for ever
+                consumer.side.waiting.pop(consumer, None)
+                self._serve_later(consumer)
+            elif consumer in self.consumers:
+                self._sides.wait(consumer)
+                if not given:  # it is its turn still
+                    consumer.side.waiting.move_to_end(consumer, last=False)
+            is_dry = not given or (given < most and not self._has_more(side))
+            if is_dry and not self._is_called:
+                break
+        return has_changed
+
     def _serve_later(self, consumer: Consumer) -> None:
         self.shelf.timers.after(_REFUSED_DELAY_S, lambda _now: self.serve(consumer))
 
-    def _whose_turn(self) -> Consumer | None:
+    def _whose_turn(self, side: Side) -> Consumer | None:
+        waiting = side.waiting
         if self.definition.single_active_consumer:
             first = next(iter(self.consumers), None)
-            if first is None or first not in self._waiting:
+            if first is None or first not in waiting:
                 return None
-            del self._waiting[first]
+            del waiting[first]
             return first
-        return self._waiting.popitem(last=False)[0] if self._waiting else None
+        return waiting.popitem(last=False)[0] if waiting else None
 
-    def _has_more(self) -> bool:
-        return self._returned_count > 0 or not all(lane.is_empty for lane in self._lanes)
+    def _has_more(self, side: Side) -> bool:
+        return side.count > 0 or not all(lane.is_empty for lane in self._lanes)
 
-    def _share(self) -> int:
+    def _share_of(self, side: Side) -> int:
         """How much of what is ready each consumer gets until it is its turn again."""
-        count = len(self._waiting) + 1
+        count = len(side.waiting) + 1
         if count == 1 or self.definition.single_active_consumer:
             return _ALL
-        ready = self._returned_count + sum([lane.ready for lane in self._lanes])
-        return max(1, -(-ready // count))
+        ready = sum([lane.ready for lane in self._lanes])
+        if self._sides.is_split:
+            share = self._sides.share
+            ready = ceil(ready * (share if side is self._canaries else 1.0 - share))
+        return max(1, -(-(side.count + ready) // count))
 
     def _give(self, consumer: Consumer, most: int) -> int:
         """Lease it up to so many messages; how many it were."""
         now = self.shelf.timers.now
         lane = self._lanes[0]
         lane.refill()
+        side = consumer.side
         is_plain = (
-            self._gives_all and lane.is_plain and not self._returned_count and not self._attempts
+            self._gives_all
+            and lane.is_plain
+            and not side.count
+            and not self._attempts
+            and not self._sides.is_split
         )
-        deliveries = lane.take_many(most) if is_plain else self._take_singly(now, most)
+        deliveries = lane.take_many(most) if is_plain else self._take_singly(side, now, most)
         if not deliveries:
             return 0
         first = self._next_lease
@@ -470,6 +490,8 @@ class Queue:
         deadline = now + self.definition.lease_s
         consumer.lease(first, deliveries, deadline)
         self._delivered += len(deliveries)
+        if consumer.is_canary:
+            self._delivered_to_canaries += len(deliveries)
         self.watch_lease(deadline)
         attempts: dict[int, int] = {}
         if not is_plain:
@@ -482,44 +504,29 @@ class Queue:
         )
         return len(deliveries)
 
-    def _take_singly(self, now: float, most: int) -> list[Delivery]:
+    def _take_singly(self, side: Side, now: float, most: int) -> list[Delivery]:
         found: list[Delivery] = []
-        while len(found) < most and (delivery := self._next(now)) is not None:
+        while len(found) < most and (delivery := self._next(side, now)) is not None:
             found.append(delivery)
         return found
 
-    def _next(self, now: float) -> Delivery | None:
-        """Take the next message that may be given out now."""
+    def _next(self, side: Side, now: float) -> Delivery | None:
+        """Take the next message that may be given out to a side now."""
         while not self._is_going_on:
-            delivery = self._take()
+            delivery = self._sides.take(side)
             if delivery is None:
                 return None
             if self._expires_at(delivery) <= now:
                 self._expire(delivery)
                 continue
             if self._is_ordered:
-                if not self._keys.claim(delivery, self._priority_of(delivery)):
+                if not self._sides.claim(delivery):
                     continue
                 rests_until = self._attempts.rests_until(_place(delivery))
                 if rests_until > now and key_of(delivery) is not None:
-                    self._rest(delivery, rests_until)  # it came back before a restart
+                    self._sides.rest(delivery, rests_until)  # it came back before a restart
                     continue
             return delivery
-        return None
-
-    def _take(self) -> Delivery | None:
-        """The first of what is ready: of the highest priority, there what was returned."""
-        may_read = (
-            self._keys.count + len(self._resting) < _HELD_MAX
-            and self._keys.size_bytes < _HELD_BYTES_MAX
-        )  # so much waits for keys: what is behind it has to wait as well
-        for priority in reversed(range(len(self._lanes))):
-            returned = self._returned[priority]
-            if returned:
-                self._returned_count -= 1
-                return heappop(returned)[1]
-            if may_read and (delivery := self._lanes[priority].take()) is not None:
-                return delivery
         return None
 
     # -- the ends of a lease ---------------------------------------------------------------------
@@ -529,8 +536,8 @@ class Queue:
         self._acknowledged += 1
         if self._is_ordered or self._attempts:
             self._forget(delivery)
-            self._release_key(delivery)
-            if self._returned_count:
+            self._sides.release_key(delivery)
+            if self._sides.count:
                 self.dispatch()
         else:
             chunk = delivery[3]
@@ -571,14 +578,13 @@ class Queue:
                 self._give_back_later(delivery, min(delay_s, LEASE_MAX_S), attempts)
             else:
                 self._attempts.note(_place(delivery), attempts, 0.0)
-                self._make_ready(delivery, self._priority_of(delivery))
-                self._release_key(delivery)
+                self._sides.give_back(delivery)
 
     def _give_back_later(self, delivery: Delivery, delay_s: float, attempts: int) -> None:
         due = self.shelf.timers.now + delay_s
         if self._is_ordered and key_of(delivery) is not None:
             self._attempts.note(_place(delivery), attempts, due)
-            self._rest(delivery, due)  # it holds its key: what comes after it has to wait
+            self._sides.rest(delivery, due)  # it holds its key: what comes after it has to wait
             return
         message = delivery[0]
         if self.definition.ttl_s:  # its age goes on where it gets a new number
@@ -587,20 +593,11 @@ class Queue:
             message = Message(message.topic, message.payload, message.qos, False, about, expires_at)
         self._delays.add(message, due, attempts)
         self._forget(delivery)
-        self._release_key(delivery)
+        self._sides.release_key(delivery)
 
     def reject(self, delivery: Delivery, reason: str) -> None:
         """A consumer says that nobody will be able to do it."""
         self.bury(delivery, reason, self._attempts_of(delivery) + 1)
-
-    def _priority_of(self, delivery: Delivery) -> int:
-        chunk = delivery[3]
-        assert chunk is not None
-        return self._priorities[chunk.backlog.identifier]
-
-    def _make_ready(self, delivery: Delivery, priority: int) -> None:
-        heappush(self._returned[priority], (delivery[2], delivery))
-        self._returned_count += 1
 
     def _backoff_s(self, attempts: int) -> float:
         """Doubled by each attempt; spread, for what failed together should not come together."""
@@ -615,7 +612,7 @@ class Queue:
         self._buried += 1
         self._send_dead_letter(delivery[0], reason, attempts)
         self._forget(delivery)
-        self._release_key(delivery)
+        self._sides.release_key(delivery)
 
     def _send_dead_letter(self, message: Message, reason: str, attempts: int) -> None:
         name = self.definition.dead_letter
@@ -623,15 +620,7 @@ class Queue:
         if target is None:
             self._statistics.drop(f"queue: {reason}" if reason in _REASONS else "queue: rejected")
             return
-        about = message.properties or MessageProperties()
-        others = tuple(each for each in about.user_properties if each[0] not in _ORIGIN)
-        origin = (
-            (ORIGIN_QUEUE, self.name),
-            (ORIGIN_REASON, reason),
-            (ORIGIN_COUNT, str(attempts)),
-        )
-        about = replace(about, user_properties=others + origin, delay_s=None, message_id=None)
-        target.deliver(Message(message.topic, message.payload, message.qos, False, about), _PLAIN)
+        target.deliver(as_dead_letter(message, self.name, reason, attempts), _PLAIN)
 
     def _count_buried(self, size_bytes: int) -> None:
         """Something was found expired or over a limit: the step is full with so much of it.
@@ -651,25 +640,6 @@ class Queue:
         self._buried_at_once = self._buried_bytes_at_once = 0
         self._is_going_on = False
         self._ready()
-
-    # -- keys ------------------------------------------------------------------------------------
-
-    def _release_key(self, delivery: Delivery) -> None:
-        """It is out of the way: the next message with its key may be given out."""
-        if self._is_ordered:
-            following = self._keys.release(delivery)
-            if following is not None:
-                self._make_ready(following[1], following[0])
-
-    def _rest(self, delivery: Delivery, due: float) -> None:
-        timer = self.shelf.timers.at(due, lambda _now: self._rested(timer))
-        self._resting[timer] = delivery
-
-    def _rested(self, timer: Timer) -> None:
-        delivery = self._resting.pop(timer)
-        self._make_ready(delivery, self._priority_of(delivery))
-        self._release_key(delivery)
-        self.dispatch()
 
     def _attempts_of(self, delivery: Delivery) -> int:
         """How often it was delivered in vain."""
@@ -698,8 +668,8 @@ class Queue:
             for delivery in ended:
                 self.give_back(delivery, None, "lease ran out too often")
             if ended:  # it may have room now, but others come first
-                self._waiting[consumer] = None
-                self._waiting.move_to_end(consumer)
+                self._sides.wait(consumer)
+                consumer.side.waiting.move_to_end(consumer)
         deadlines = [each.next_deadline() for each in self.consumers]
         first = min((each for each in deadlines if each is not None), default=None)
         if first is not None:
@@ -721,16 +691,14 @@ class Queue:
 
     def _watch_expiry(self) -> None:
         """Look after the first messages of each priority: they expire although nobody asks."""
-        if self._gives_all and self._lanes[0].is_plain and not self._returned_count:
+        if self._gives_all and self._lanes[0].is_plain and not self._sides.count:
             return  # nothing expires
         first = _NEVER
-        for lane, returned in zip(self._lanes, self._returned, strict=True):
+        for priority, lane in enumerate(self._lanes):
+            heads = [side.peek(priority) for side in self._sides.both]
             if self.definition.ttl_s or not lane.is_plain:
-                head = lane.peek()
-                if head is not None:
-                    first = min(first, self._expires_at(head))
-            if returned:
-                first = min(first, self._expires_at(returned[0][1]))
+                heads.append(lane.peek())
+            first = min([first, *(self._expires_at(head) for head in heads if head is not None)])
         if first == _NEVER:
             return
         if self._expiry_timer is not None:
@@ -742,19 +710,18 @@ class Queue:
 
     def _bury_expired(self, now: float) -> None:
         self._expiry_timer = None
-        for lane, returned in zip(self._lanes, self._returned, strict=True):
-            while returned and self._expires_at(returned[0][1]) <= now and not self._is_going_on:
-                self._returned_count -= 1
-                self._expire(heappop(returned)[1])
-            while (
-                (head := lane.peek()) is not None
-                and self._expires_at(head) <= now
-                and not self._is_going_on
-            ):
+        for priority, lane in enumerate(self._lanes):
+            for side in self._sides.both:
+                while (head := side.peek(priority)) is not None and self._is_to_go(head, now):
+                    self._expire(side.pop(priority) or head)
+            while (head := lane.peek()) is not None and self._is_to_go(head, now):
                 self._expire(lane.take() or head)
         if not self._is_going_on:  # else `_go_on` looks again
             self._watch_expiry()
             self.dispatch()
+
+    def _is_to_go(self, delivery: Delivery, now: float) -> bool:
+        return self._expires_at(delivery) <= now and not self._is_going_on
 
     def _expire(self, delivery: Delivery) -> None:
         self._count_buried(delivery[0].size_bytes())
@@ -774,17 +741,10 @@ class Queue:
     def purge(self) -> int:
         """Forget everything that is on disk and not with a consumer; how many messages that was."""
         gone = self._delays.purge()
-        held = [delivery for _, delivery in self._keys.take_aside()]
-        held += [each[1] for returned in self._returned for each in returned]
-        for timer, delivery in self._resting.items():
-            timer.cancel()
-            held.append(delivery)
-        self._returned = [[] for _ in self._lanes]
-        self._returned_count = 0
-        self._resting = {}
+        held = self._sides.take_all()
         for delivery in held:
             self._forget(delivery)
-            self._release_key(delivery)  # of one that rested
+            self._sides.release_key(delivery)  # of one that rested
         gone += len(held) + sum([lane.purge() for lane in self._lanes])
         leased = {
             _place(delivery)
@@ -812,41 +772,39 @@ class Queue:
         """
         gone = size_bytes = 0
         kept: list[Delivery] = []
-        for priority, delivery in self._keys.take_aside():  # no order is kept among keys here
-            self._make_ready(delivery, priority)
+        self._sides.let_go()
+        highest_first = range(len(self._lanes) - 1, -1, -1)
         while gone < min(count, REDRIVEN_MAX) and size_bytes < _REDRIVEN_BYTES_MAX:
-            delivery_or_none = self._take() if len(kept) < _HELD_MAX else None
-            if delivery_or_none is None:
+            delivery = self._sides.first(highest_first) if len(kept) < _PASSED_OVER_MAX else None
+            if delivery is None:
                 break
-            delivery = delivery_or_none
             if self._send_back(delivery[0]):
                 size_bytes += delivery[0].size_bytes()
                 self._forget(delivery)
+                self._sides.release_key(delivery)
                 gone += 1
             else:
                 kept.append(delivery)
-        for delivery in kept:
-            self._make_ready(delivery, self._priority_of(delivery))
+        self._sides.put_back(kept)
         self.dispatch()
         return gone
 
     def _send_back(self, message: Message) -> bool:
         """Send a dead letter to the queue that it came from; whether that takes it."""
-        about = message.properties or MessageProperties()
-        origin = dict(about.user_properties).get(ORIGIN_QUEUE)
+        origin, before = as_before(message)
         target = self._find(origin) if origin is not None else None
         if target is None or target is self or target.refusal(message) is not None:
             return False
-        others = tuple(each for each in about.user_properties if each[0] not in _ORIGIN)
-        about = replace(about, user_properties=others)
-        target.deliver(Message(message.topic, message.payload, message.qos, False, about), _PLAIN)
+        target.deliver(before, _PLAIN)
         return True
 
     def discard(self) -> None:
         """The queue is no more, with all that is in it."""
         self._statistics.drop("queue: deleted", self.count)
-        consumers, self.consumers = self.consumers, {}
-        self._waiting.clear()
+        consumers = list(self.consumers)
+        self.consumers.clear()
+        for side in self._sides.both:
+            side.waiting.clear()
         for consumer in consumers:
             leases, consumer.leases = consumer.leases, {}
             for delivery, _ in leases.values():
@@ -863,11 +821,12 @@ class Queue:
 
     def stop(self) -> None:
         """No timers any more."""
-        for timer in (self._lease_timer, self._expiry_timer, *self._resting):
+        for timer in (self._lease_timer, self._expiry_timer):
             if timer is not None:
                 timer.cancel()
         self._lease_timer = self._expiry_timer = None
         self._delays.stop()
+        self._sides.stop()
 
 
 _PLAIN = PLAIN_TERMS[1]

@@ -8,6 +8,7 @@ from ganglion.broker.core.message import Delivery, Message
 
 if TYPE_CHECKING:
     from ganglion.broker.core.queue import Queue
+    from ganglion.broker.core.queue_sides import Side
 
 __all__ = ["LEASE_MAX_S", "Consumer", "ConsumerSink"]
 
@@ -38,11 +39,24 @@ class ConsumerSink(Protocol):
 class Consumer:
     """One of those that share the messages of a queue; `Queue.consume` makes it."""
 
-    __slots__ = ("_last_deadline", "are_in_order", "leases", "queue", "sink")
+    __slots__ = (
+        "_last_deadline",
+        "are_in_order",
+        "is_canary",
+        "leases",
+        "queue",
+        "side",
+        "sink",
+    )
 
-    def __init__(self, queue: "Queue", sink: ConsumerSink) -> None:
+    def __init__(
+        self, queue: "Queue", sink: ConsumerSink, side: "Side", *, is_canary: bool
+    ) -> None:
         self.queue = queue
         self.sink = sink
+        self.side = side
+        """For whom what it is given is."""
+        self.is_canary = is_canary
         self.leases: dict[int, tuple[Delivery, float]] = {}
         """What it has and when each lease runs out (monotonic)."""
         self.are_in_order = True
@@ -52,6 +66,10 @@ class Consumer:
     def pull(self) -> None:
         """It has room: give it what is ready."""
         self.queue.serve(self)
+
+    def mark(self, *, is_canary: bool) -> None:
+        """It is a canary from now on, or is none any more; what it has it keeps."""
+        self.queue.mark(self, is_canary=is_canary)
 
     def lease(self, first: int, deliveries: list[Delivery], deadline: float) -> None:
         """It has these from now on until the deadline, under leases that count up from `first`."""

@@ -47,6 +47,8 @@ class QueueDefinition:
     """At such a limit: ``reject`` what comes, ``drop-oldest``, or ``dead-letter`` the oldest."""
     deduplication_s: float = 0.0
     """How long a message identifier is remembered: what comes with it again is not taken."""
+    canary_share: float = 0.0
+    """Which part of the messages, 0 to 1, is for canaries while other consumers are there too."""
 
     def __post_init__(self) -> None:
         """Check every option."""
@@ -62,6 +64,12 @@ class QueueDefinition:
         check_number("max_messages", self.max_messages, 0, 2**53)
         check_number("max_bytes", self.max_bytes, 0, 2**53)
         check_number("deduplication_s", self.deduplication_s, 0, year_s)
+        check_number("canary_share", self.canary_share, 0, 1)
+        if self.canary_share and self.single_active_consumer:
+            raise InvalidDefinition(
+                "option canary_share shares messages out, and single_active_consumer gives all to "
+                "one consumer: a queue has one of them"
+            )
         if self.overflow not in _OVERFLOWS:
             raise InvalidDefinition(
                 f"option overflow is {self.overflow!r}; it must be {', '.join(_OVERFLOWS)}"

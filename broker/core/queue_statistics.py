@@ -31,6 +31,12 @@ class QueueStatistics:
     duplicates: int
     refused: int
     """Messages that it had no room for."""
+    canaries: int
+    """How many of the consumers are canaries."""
+    waiting_for_canaries: int
+    """Ready messages that are kept for a canary with room."""
+    delivered_to_canaries: int
+    """How many of those delivered."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ the option ``after`` from behind a sequence, with ``from`` from a time on (Unix 
 or ``first``). ``$share/{group}/$stream/…`` reads as a member of a group, which keeps a position. So
 does a session that outlives its connection, as a group of its own.
 
-The option ``credit`` says how many messages the client may have unacknowledged.
+The option ``credit`` says how many messages the client may have unacknowledged, and ``canary`` that
+a consumer of a queue is one (`canaries`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,12 @@ from math import isfinite, nan
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from ganglion.broker.core.definitions import InvalidDefinition, check_name, split_options
+from ganglion.broker.core.definitions import (
+    InvalidDefinition,
+    check_name,
+    parse_option,
+    split_options,
+)
 from ganglion.broker.core.message import Message, MessageProperties, Terms
 from ganglion.broker.core.queue import QUEUE_PREFIX
 from ganglion.broker.core.sessions import UNSENDABLE, Refusal
@@ -59,7 +65,7 @@ __all__ = [
 
 READING_OPTIONS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
-        QUEUE_PREFIX: frozenset(("credit",)),
+        QUEUE_PREFIX: frozenset(("credit", "canary")),
         STREAM_PREFIX: frozenset(("credit", "after", "from")),
     }
 )
@@ -183,6 +189,7 @@ def reading_options(
     known = READING_OPTIONS[wanted.prefix]
     options = {name: value for name, value in (*others, *wanted.options) if name in known}
     _check_number("credit", options.get("credit", "1"), 1, _CREDIT_MAX)
+    parse_option(bool, "canary", options.get("canary", ""))
     if "after" in options:
         _check_number("after", options["after"], 0, 10**_SEQUENCE_DIGITS_MAX - 1)
     if options.get("from", "now") not in ("now", "first"):
@@ -255,8 +262,8 @@ class QueueReader:
         self._session = subscription.session
         self._timers = queue.shelf.timers
         self._is_stopped = self._is_resting = False
+        self._consumer = queue.consume(self, is_canary=_is_canary(subscription))
         self.set_subscription(subscription)
-        self._consumer = queue.consume(self)
 
     # -- the session calls -----------------------------------------------------------------------
 
@@ -264,6 +271,7 @@ class QueueReader:
         """What is delivered from now on is on these terms."""
         self._terms = _terms(subscription, self)
         self._credit = _credit(subscription)
+        self._consumer.mark(is_canary=_is_canary(subscription))
 
     def pull(self) -> None:
         """There may be room."""
@@ -441,6 +449,13 @@ def _credit(subscription: "Subscription") -> int:
         if option == "credit":
             return int(value)
     return _CREDIT_MAX
+
+
+def _is_canary(subscription: "Subscription") -> bool:
+    return any(
+        option == "canary" and parse_option(bool, option, value)
+        for option, value in subscription.options
+    )
 
 
 def _message(record: Record) -> Message:

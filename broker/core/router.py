@@ -12,6 +12,7 @@ invalidates just those that it matches.
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
+from ganglion.broker.core.canaries import canary_share, is_for_canaries
 from ganglion.broker.core.message import PLAIN_TERMS, Message, Terms
 from ganglion.broker.core.statistics import Traffic
 from ganglion.broker.core.topics import (
@@ -144,7 +145,8 @@ class Subscription:
         self.identifier = identifier
         """Subscription identifier; 0: none."""
         self.options: tuple[tuple[str, str], ...] = ()
-        """How to read, if it is to a queue or a stream: see `reading`."""
+        """How to read, if it is to a queue or a stream: see `reading`. Of a member of a shared
+        subscription: see `canaries`."""
 
 
 def _terms_by_qos(
@@ -187,16 +189,64 @@ class Target:
         self.own: Target | None = Target(receiver, others) if others else None
 
 
-class SharedGroup:
-    """One shared subscription (MQTT 5.0 section 4.8.2): each message goes to one member."""
+_Member = tuple["Session", Subscription, tuple[Terms, Terms, Terms]]
+_CANNOT = 3  # the rank of a member that cannot take a message: see `Session.readiness`
 
-    __slots__ = ("_next", "members", "name", "topic_filter")
+
+class _Side:
+    """Members of a shared subscription that take turns."""
+
+    __slots__ = ("members", "next")
+
+    def __init__(self) -> None:
+        self.members: list[_Member] = []
+        self.next = 0
+
+    def choose(
+        self,
+        message: Message,
+        may_receive: Callable[["Session", str], bool],
+        leaving: "Session | None",
+    ) -> tuple[int, _Member | None]:
+        """The member whose turn it is among the readiest, and how ready it is."""
+        members = self.members
+        count = len(members)
+        start = self.next
+        best: _Member | None = None
+        best_rank = _CANNOT
+        qos = message.qos
+        for step in range(count):
+            member = members[(start + step) % count]
+            session = member[0]
+            if session is leaving:
+                continue
+            rank = session.readiness(member[2][qos].qos)
+            if rank < best_rank and may_receive(session, message.topic):
+                best, best_rank = member, rank
+                self.next = (start + step + 1) % count
+                if rank == 0:
+                    break
+        return best_rank, best
+
+
+class SharedGroup:
+    """One shared subscription (MQTT 5.0 section 4.8.2): each message goes to one member.
+
+    A member that says a share is a canary. The largest share of all canaries counts: so it does not
+    matter in which order new ones with a larger share take the place of old ones. A share of the
+    messages (`canaries`) is for the canaries, the rest for the others, as long as there are both.
+    """
+
+    __slots__ = ("_canaries", "_number", "_others", "_share", "members", "name", "topic_filter")
 
     def __init__(self, name: str, topic_filter: str) -> None:
         self.name = name
         self.topic_filter = topic_filter
-        self.members: list[tuple[Session, Subscription, tuple[Terms, Terms, Terms]]] = []
-        self._next = 0
+        self.members: list[_Member] = []
+        self._others = _Side()  # all members while all are canaries or none is
+        self._canaries: _Side | None = None
+        self._share = 0.0
+        self._number = 0  # of the last message without a key
 
     def set(self, subscription: Subscription) -> None:
         """Add the member, or give it these options."""
@@ -206,12 +256,30 @@ class SharedGroup:
         for index, (session, _, _) in enumerate(self.members):
             if session is subscription.session:
                 self.members[index] = member
-                return
-        self.members.append(member)
+                break
+        else:
+            self.members.append(member)
+        self._arrange()
 
     def remove(self, session: "Session") -> None:
         """The session is no member any more."""
         self.members = [member for member in self.members if member[0] is not session]
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Let those be on two sides who have to be."""
+        shares = [canary_share(each[1].options) for each in self.members]
+        count = len(shares) - shares.count(None)
+        if not 0 < count < len(shares):
+            self._canaries = None
+            self._others.members = self.members
+            return
+        if self._canaries is None:
+            self._canaries = _Side()
+        self._share = max(share for share in shares if share is not None)
+        by_share = list(zip(self.members, shares, strict=True))
+        self._canaries.members = [each for each, share in by_share if share is not None]
+        self._others.members = [each for each, share in by_share if share is None]
 
     def terms(self, session: "Session", qos: int) -> Terms | None:
         """On what terms this member gets messages of a QoS; None: it is no member."""
@@ -229,24 +297,24 @@ class SharedGroup:
         """Give the message to one member; False when there is none that may have it.
 
         Members take turns. First asked are those that can take it now, then those that are
-        connected, then those whose durable session waits for them. `leaving` is passed over.
+        connected, then those whose durable session waits for them. `leaving` is passed over: what
+        it had and was a canary's is for the others now.
+
+        What is for canaries goes to others if no canary can take it now and one of them can. What
+        is for the others goes to a canary only if none of them is connected.
         """
-        members = self.members
-        count = len(members)
-        start = self._next
-        best: tuple[Session, Subscription, tuple[Terms, Terms, Terms]] | None = None
-        best_rank = 3
-        for step in range(count):
-            member = members[(start + step) % count]
-            session = member[0]
-            if session is leaving:
-                continue
-            rank = session.readiness(member[2][message.qos].qos)
-            if rank < best_rank and may_receive(session, message.topic):
-                best, best_rank = member, rank
-                self._next = (start + step + 1) % count
-                if rank == 0:
-                    break
+        canaries = self._canaries
+        if canaries is None:
+            best = self._others.choose(message, may_receive, leaving)[1]
+        else:
+            first, second, rank_max = self._others, canaries, 1
+            if leaving is None and self._is_for_canaries(message):
+                first, second, rank_max = canaries, self._others, 0
+            rank, best = first.choose(message, may_receive, leaving)
+            if rank > rank_max:
+                other_rank, other = second.choose(message, may_receive, leaving)
+                if other_rank < rank:
+                    best = other
         if best is None:
             return False
         session, subscription, by_qos = best
@@ -255,6 +323,13 @@ class SharedGroup:
             terms = Terms(terms.qos, True, terms.identifiers, terms.group)
         session.deliver(message, terms)
         return True
+
+    def _is_for_canaries(self, message: Message) -> bool:
+        about = message.properties
+        key = None if about is None else about.key
+        if key is None:
+            self._number += 1
+        return is_for_canaries(self._share, key, self._number)
 
 
 class Route:

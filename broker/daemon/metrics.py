@@ -228,6 +228,7 @@ class Metrics:
                         now.acknowledged,
                         now.buried,
                         now.refused,
+                        now.delivered_to_canaries,
                     ),
                 )
             )
@@ -243,6 +244,7 @@ class Metrics:
                 ("queue_acknowledged", "Messages that consumers acknowledged."),
                 ("queue_dead_lettered", "Messages that were given up."),
                 ("queue_refused", "Messages for which there was no room."),
+                ("queue_delivered_to_canaries", "Messages that were given to canaries."),
             )
         ):
             values = {queue: figures[index] for queue, figures in found}

@@ -153,6 +153,12 @@ def _counted(count: int, what: str) -> str:
 @click.option("-n", "--count", type=click.IntRange(1), help="End after so many messages.")
 @click.option("--timeout", type=Number(0), metavar="SECONDS", help="End after so long.")
 @click.option("-g", "--group", help="Share the messages with the others of this group.")
+@click.option(
+    "--canary-share",
+    type=Number(0, 1),
+    metavar="PART",
+    help="Be a canary of the group: so much of its messages, 0 to 1, goes to its canaries.",
+)
 @click.option("--no-retained", is_flag=True, help="Only what is published from now on.")
 @click.option("-v", "--verbose", is_flag=True, help="The topic before the payload.")
 @format_options
@@ -162,6 +168,7 @@ def sub(
     count: int | None,
     timeout: float | None,
     group: str | None,
+    canary_share: float | None,
     no_retained: bool,
     verbose: bool,
     template: str,
@@ -176,6 +183,10 @@ def sub(
 
     parts = parse_template(f"{{topic}} {template}" if verbose else template)
     asked: dict[str, Any] = {"group": group} if group is not None else {}
+    if canary_share is not None:
+        if group is None:
+            raise click.UsageError("--canary-share is for members of a group: it needs --group")
+        asked["canary_share"] = canary_share
     if no_retained:
         asked["retained"] = "none"
     seen = 0

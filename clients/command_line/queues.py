@@ -226,6 +226,7 @@ def queue_send(name: str, as_json: bool, **rest: Any) -> None:
     show_default=True,
     help="Whether they are done once they are printed; otherwise they go back at the end.",
 )
+@click.option("--canary", is_flag=True, help="Get the queue's canary_share of the messages.")
 @click.option("--exec", "command", metavar="COMMAND", help="Run it for each message.")
 @click.option(
     "--concurrency",
@@ -247,6 +248,7 @@ def queue_consume(
     count: int | None,
     timeout: float | None,
     ack: bool,
+    canary: bool,
     command: str | None,
     concurrency: int,
     nack_delay: float | None,
@@ -273,7 +275,7 @@ def queue_consume(
             credit = concurrency if command is not None else _PREFETCH
             if not ack:
                 credit = count or 1_000_000
-            consumer = _Consumer(client, name, credit, count)
+            consumer = _Consumer(client, name, credit, count, is_canary=canary)
             if command is None:
                 consumer.print_all(output, deadline, ack=ack)
             else:
@@ -296,7 +298,15 @@ def queue_consume(
 class _Consumer:
     """Takes jobs of a queue, no more than are wanted."""
 
-    def __init__(self, client: "BlockingClient", name: str, credit: int, count: int | None) -> None:
+    def __init__(
+        self,
+        client: "BlockingClient",
+        name: str,
+        credit: int,
+        count: int | None,
+        *,
+        is_canary: bool,
+    ) -> None:
         from ganglion.protocols.native.operations import Operation
 
         self._client = client
@@ -307,7 +317,8 @@ class _Consumer:
         self.seen = 0
         """How many were dealt with."""
         held = credit if count is None else min(credit, count)
-        self.number = client.start(Operation.CONSUME, name, {"credit": held})
+        options = {"credit": held, "canary": is_canary}
+        self.number = client.start(Operation.CONSUME, name, options)
         for answer in client.answers():
             if answer.error is not None:
                 raise answer.error

@@ -55,6 +55,8 @@ export interface Receipt {
 export interface SubscribeOptions {
   /** Share with the other members of this group. */
   group?: string;
+  /** Be a canary of the group: this part of its messages, 0 to 1, chosen by key, goes to its canaries. */
+  canaryShare?: number;
   /** Last values of matching topics first. Default: true. */
   retained?: boolean;
   /** Let no more than so many messages be on the way: the node waits for this program. */
@@ -70,6 +72,8 @@ export interface ConsumeOptions {
   credit?: number;
   /** Make the queue with default options if it is not there. */
   declare?: boolean;
+  /** Be a canary: get the share that the queue's option `canary_share` says. */
+  canary?: boolean;
 }
 
 export interface FollowOptions {

@@ -268,9 +268,10 @@ class Subscription extends Channel {
   }
 
   _frame() {
-    const { group, retained, credit, own } = this._options;
+    const { group, canaryShare, retained, credit, own } = this._options;
     const options = {};
     if (group !== undefined) options.group = group;
+    if (canaryShare !== undefined) options.canary_share = canaryShare;
     if (retained === false) options.retained = "none";
     if (credit !== undefined) options.credit = credit;
     if (own !== undefined) options.own = own;
@@ -339,6 +340,7 @@ class Consumer extends Channel {
   _frame() {
     const options = { credit: this._options.credit ?? 10 };
     if (this._options.declare) options.declare = true;
+    if (this._options.canary) options.canary = true;
     return [OP.consume, [this.queue, options]];
   }
 

@@ -146,5 +146,14 @@ class Options:
             raise invalid(f"option {name} must be a number of seconds from 0 to {most:g}")
         return cast("float", value)
 
+    def part(self, name: str) -> float | None:
+        """A number from 0 to 1."""
+        value = self._members.get(name)
+        if value is None:
+            return None
+        if not is_number(value, 1.0):
+            raise invalid(f"option {name} must be a number from 0 to 1")
+        return float(cast("float", value))
+
 
 _NO_OPTIONS = Options({})

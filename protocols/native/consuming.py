@@ -26,6 +26,7 @@ def consume(connection: "NativeConnection", frame: Frame) -> None:
     name = text_at(frame, 2, "queue")
     options = options_at(frame, 3)
     credit = options.whole("credit", CREDIT_MAX)
+    is_canary = options.flag("canary")
     connection.check_channel(number)
     node = connection.server.node
     check_read(connection, QUEUE_PREFIX + name)
@@ -35,7 +36,8 @@ def consume(connection: "NativeConnection", frame: Frame) -> None:
         queue = node.queues.declare(QueueDefinition(name=name))
     if queue is None:
         queue = node.queues.get(name)
-    channel = QueueChannel(connection, number, queue, 1 if credit is None else credit)
+    credit = 1 if credit is None else credit
+    channel = QueueChannel(connection, number, queue, credit, is_canary=is_canary)
     connection.channels[number] = channel
     commits = node.journal.commits
     if number:
@@ -49,14 +51,20 @@ class QueueChannel:
     __slots__ = ("_connection", "_consumer", "_credit", "_is_open", "_number", "queue")
 
     def __init__(
-        self, connection: "NativeConnection", number: int, queue: Queue, credit: int
+        self,
+        connection: "NativeConnection",
+        number: int,
+        queue: Queue,
+        credit: int,
+        *,
+        is_canary: bool,
     ) -> None:
         self._connection = connection
         self._number = number
         self._credit = credit
         self._is_open = False  # until the client has the answer to its request
         self.queue = queue
-        self._consumer: Consumer = queue.consume(self)
+        self._consumer: Consumer = queue.consume(self, is_canary=is_canary)
 
     # -- the queue calls -------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ganglion.broker.core.canaries import CANARY_SHARE
 from ganglion.broker.core.message import Delivery, Message, Terms
 from ganglion.broker.core.node import LimitReached
 from ganglion.broker.core.reading import is_source
@@ -47,6 +48,9 @@ def subscribe(connection: "NativeConnection", frame: Frame) -> None:
     own = options.flag("own", default=True)
     if group is not None and not own:
         raise invalid("option own is of no use in a group")
+    share = options.part(CANARY_SHARE)
+    if share is not None and group is None:
+        raise invalid(f"option {CANARY_SHARE} is of a member of a group: it needs option group")
     connection.check_channel(number)
     node, session = connection.server.node, connection.session
     assert session is not None
@@ -68,7 +72,7 @@ def subscribe(connection: "NativeConnection", frame: Frame) -> None:
     lane = Lane(connection, session, number, credit)
     lane.keep(min(_BUFFER_DEFAULT if buffer is None else buffer, limit), drops_oldest)
     subscription = Subscription(lane.session, topic_filter, 0, no_local=not own)
-    node.subscribe(subscription)
+    node.subscribe(subscription, () if share is None else ((CANARY_SHARE, repr(share)),))
     connection.channels[number] = lane
     retained: list[Delivery] = []
     if wants_retained and group is None:

@@ -2,11 +2,12 @@
 
 The model knows what is in the queue, where each message is and when it may be given out. It holds
 the queue to this: what was acknowledged does not come back, nothing is lost, what is given out is
-what may come next (by priority, place and key), and the counts are exact, also after a crash.
+what may come next (by priority, place and key), canaries get only what is for them, and the counts
+are exact, also after a crash.
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import settings
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ganglion.broker.core import backlog as backlog_module
+from ganglion.broker.core import queue_sides
+from ganglion.broker.core.canaries import is_for_canaries
 from ganglion.broker.store import Kind
 from tests.broker.core.virtual_queues import Taker, World, text
 
 WINDOW, CHUNK = 8, 3
+ASIDE = 4
 PRIORITIES = 2
 MAX_DELIVERIES = 3
 LEASE_S = 60
@@ -41,6 +45,9 @@ class Held:
     """It gets a new place when it is due."""
 
 
+SHARES = st.sampled_from([0.0, 0.4, 0.6, 1.0])
+
+
 class QueueModel(RuleBasedStateMachine):
     """One queue, bound to a topic beside another queue that shares the payloads."""
 
@@ -49,6 +56,7 @@ class QueueModel(RuleBasedStateMachine):
         patch = self.patch = pytest.MonkeyPatch()
         patch.setattr(backlog_module, "_WINDOW_MESSAGES", WINDOW)
         patch.setattr(backlog_module, "_CHUNK_MESSAGES_MAX", CHUNK)
+        patch.setattr(queue_sides, "_ASIDE_MAX", ASIDE)
         self.world = World()
         self.takers: list[Taker] = []
         self.messages: dict[str, Held] = {}
@@ -61,15 +69,16 @@ class QueueModel(RuleBasedStateMachine):
         """Take the small bounds back."""
         self.patch.undo()
 
-    @initialize(ordered=st.booleans(), single=st.booleans())
-    def declare(self, ordered: bool, single: bool) -> None:
-        """The queue is made, of one of four kinds."""
+    @initialize(ordered=st.booleans(), single=st.booleans(), share=SHARES)
+    def declare(self, ordered: bool, single: bool, share: float) -> None:
+        """The queue is made, of one of several kinds."""
         self.ordered = ordered
         self.world.declare(
             bindings=("t",),
             priorities=PRIORITIES,
             ordered_by_key=ordered,
             single_active_consumer=single,
+            canary_share=0.0 if single else share,
             max_deliveries=MAX_DELIVERIES,
             dead_letter="dead",
             lease_s=LEASE_S,
@@ -95,6 +104,8 @@ class QueueModel(RuleBasedStateMachine):
             for payload in taker.new():
                 held = self.messages.get(payload)
                 assert held is not None, f"{payload} is gone, and came back"
+                if self._is_split() and taker.consumer.is_canary:
+                    assert self._is_for_canaries(held), f"{payload} is not for canaries"
                 assert held.due <= self.world.now + 0.001, f"{payload} came before it was due"
             given = [text(each) for each in taker.unsettled.values()]
             assert len(given) == len(set(given))
@@ -106,6 +117,17 @@ class QueueModel(RuleBasedStateMachine):
             ]
             assert len(keys) == len(set(keys)), "two messages of one key are out"
             self._check_keys()
+
+    def _is_split(self) -> bool:
+        marks = {taker.consumer.is_canary for taker in self.takers}
+        return len(marks) == 2 and not self.world.queue().definition.single_active_consumer
+
+    def _is_for_canaries(self, held: Held) -> bool:
+        """Whether it can be: without a key it is by its number, which the model does not know."""
+        share = self.world.queue().definition.canary_share
+        if held.key is None:
+            return share > 0 and not held.attempts
+        return not held.attempts and is_for_canaries(share, held.key, 0)
 
     def _check_keys(self) -> None:
         """Of each key and priority the first one is out or waits before the others."""
@@ -176,10 +198,10 @@ class QueueModel(RuleBasedStateMachine):
         self._look()
 
     @precondition(lambda self: len(self.takers) < 3)
-    @rule(credit=st.integers(1, 5))
-    def join(self, credit: int) -> None:
+    @rule(credit=st.integers(1, 5), is_canary=st.booleans())
+    def join(self, credit: int, is_canary: bool) -> None:
         """A consumer comes."""
-        self.takers.append(Taker(self.world.queue(), credit))
+        self.takers.append(Taker(self.world.queue(), credit, is_canary=is_canary))
         self._look()
 
     @precondition(lambda self: self.takers)
@@ -192,6 +214,22 @@ class QueueModel(RuleBasedStateMachine):
             self._back(payload, 0)
         taker.leave()
         self._look()
+
+    @precondition(lambda self: self.takers)
+    @rule(data=st.data())
+    def mark(self, data: st.DataObject) -> None:
+        """A consumer becomes a canary, or is none any more."""
+        consumer = data.draw(st.sampled_from(self.takers)).consumer
+        consumer.mark(is_canary=not consumer.is_canary)
+        self._look()
+
+    @rule(share=SHARES)
+    def change_share(self, share: float) -> None:
+        """The operator wants more or less for the canaries."""
+        definition = self.world.queue().definition
+        if not definition.single_active_consumer:
+            self.world.queues.declare(replace(definition, canary_share=share))
+            self._look()
 
     @rule(data=st.data())
     def acknowledge(self, data: st.DataObject) -> None:
@@ -326,6 +364,11 @@ class QueueModel(RuleBasedStateMachine):
         active = self.takers[:1] if queue.definition.single_active_consumer else self.takers
         if not any(taker.room() > 0 for taker in active):
             return
+        if self._is_split() and not all(
+            any(taker.room() > 0 for taker in active if taker.consumer.is_canary == is_canary)
+            for is_canary in (False, True)
+        ):
+            return  # it may wait for the other side
         held_keys = {
             held.key
             for payload, held in self.messages.items()

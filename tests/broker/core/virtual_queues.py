@@ -78,7 +78,7 @@ class Disk(MemoryStore):
 class Taker:
     """A consumer's end: it keeps what it gets and settles what it is told to."""
 
-    def __init__(self, queue: Queue, credit: int = 10) -> None:
+    def __init__(self, queue: Queue, credit: int = 10, *, is_canary: bool = False) -> None:
         self.credit = credit
         self.got: list[tuple[int, Message, int]] = []
         """Lease, message, and how often that was delivered in vain, of all deliveries."""
@@ -86,7 +86,7 @@ class Taker:
         self.is_ended = False
         self.refuses = False
         self._seen = 0
-        self.consumer: Consumer = queue.consume(self)
+        self.consumer: Consumer = queue.consume(self, is_canary=is_canary)
         self.consumer.pull()
 
     def room(self) -> int:
