@@ -201,6 +201,12 @@ class _Side:
     def __init__(self) -> None:
         self.members: list[_Member] = []
         self.next = 0
+        """The place of the one whose turn it is."""
+
+    def set(self, members: list[_Member]) -> None:
+        """These are the members from now on."""
+        self.members = members
+        self.next = self.next % len(members) if members else 0
 
     def choose(
         self,
@@ -272,14 +278,14 @@ class SharedGroup:
         count = len(shares) - shares.count(None)
         if not 0 < count < len(shares):
             self._canaries = None
-            self._others.members = self.members
+            self._others.set(self.members)
             return
         if self._canaries is None:
             self._canaries = _Side()
         self._share = max(share for share in shares if share is not None)
         by_share = list(zip(self.members, shares, strict=True))
-        self._canaries.members = [each for each, share in by_share if share is not None]
-        self._others.members = [each for each, share in by_share if share is None]
+        self._canaries.set([each for each, share in by_share if share is not None])
+        self._others.set([each for each, share in by_share if share is None])
 
     def terms(self, session: "Session", qos: int) -> Terms | None:
         """On what terms this member gets messages of a QoS; None: it is no member."""
@@ -303,26 +309,51 @@ class SharedGroup:
         What is for canaries goes to others if no canary can take it now and one of them can. What
         is for the others goes to a canary only if none of them is connected.
         """
-        canaries = self._canaries
-        if canaries is None:
-            best = self._others.choose(message, may_receive, leaving)[1]
+        if self._canaries is not None:
+            best = self._choose(self._canaries, message, may_receive, leaving)
+            if best is None:
+                return False
+            session, subscription, by_qos = best
         else:
-            first, second, rank_max = self._others, canaries, 1
-            if leaving is None and self._is_for_canaries(message):
-                first, second, rank_max = canaries, self._others, 0
-            rank, best = first.choose(message, may_receive, leaving)
-            if rank > rank_max:
-                other_rank, other = second.choose(message, may_receive, leaving)
-                if other_rank < rank:
-                    best = other
-        if best is None:
-            return False
-        session, subscription, by_qos = best
+            # Nearly always the first one asked can take it: 0.35 µs, and 0.65 with `choose`
+            others = self._others
+            members = others.members
+            if not members:
+                return False
+            session, subscription, by_qos = members[others.next]
+            if (
+                session is not leaving
+                and not session.readiness(by_qos[message.qos].qos)
+                and may_receive(session, message.topic)
+            ):
+                others.next = (others.next + 1) % len(members)
+            else:
+                best = others.choose(message, may_receive, leaving)[1]
+                if best is None:
+                    return False
+                session, subscription, by_qos = best
         terms = by_qos[message.qos]
         if message.retain and subscription.retain_as_published:
             terms = Terms(terms.qos, True, terms.identifiers, terms.group)
         session.deliver(message, terms)
         return True
+
+    def _choose(
+        self,
+        canaries: _Side,
+        message: Message,
+        may_receive: Callable[["Session", str], bool],
+        leaving: "Session | None",
+    ) -> _Member | None:
+        first, second, rank_max = self._others, canaries, 1
+        if leaving is None and self._is_for_canaries(message):
+            first, second, rank_max = canaries, self._others, 0
+        rank, best = first.choose(message, may_receive, leaving)
+        if rank > rank_max:
+            other_rank, other = second.choose(message, may_receive, leaving)
+            if other_rank < rank:
+                best = other
+        return best
 
     def _is_for_canaries(self, message: Message) -> bool:
         about = message.properties

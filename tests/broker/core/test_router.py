@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ganglion.broker.core import router as router_module
-from ganglion.broker.core.message import PLAIN_TERMS, Message, Terms
+from ganglion.broker.core.canaries import is_for_canaries
+from ganglion.broker.core.message import PLAIN_TERMS, Message, MessageProperties, Terms
 from ganglion.broker.core.router import Outlet, Route, Router, SharedGroup, Subscription, Target
 from ganglion.broker.core.sessions import Session
 from ganglion.broker.core.statistics import Traffic
@@ -448,6 +449,131 @@ class TestSharedGroup:
             assert router.group(SharedFilter("h", topic_filter)) is None
             unsubscribe(router, fake, f"$share/g/{topic_filter}")
             assert router.group(SharedFilter("g", topic_filter)) is None
+
+
+class TestCanariesInAGroup:
+    """Members that say a share get that part of the messages."""
+
+    KEYS = tuple(f"k{number}" for number in range(40))
+
+    def _group(
+        self, *shares: float | None
+    ) -> tuple[Router, SharedGroup, list[FakeSession], list[Subscription]]:
+        router = Router(_everybody)
+        fakes = [_session(f"m{number}")[0] for number in range(len(shares))]
+        subscriptions: list[Subscription] = []
+        for fake, share in zip(fakes, shares, strict=True):
+            subscription = Subscription(cast(Session, fake), "$share/g/t", 1)
+            if share is not None:
+                subscription.options = (("canary_share", str(share)),)
+            router.add(subscription)
+            fake.subscriptions["$share/g/t"] = subscription
+            subscriptions.append(subscription)
+        group = router.group(SharedFilter("g", "t"))
+        assert group is not None
+        return router, group, fakes, subscriptions
+
+    def _send(self, group: SharedGroup, *keys: str | None, leaving: object = None) -> None:
+        for key in keys:
+            about = None if key is None else MessageProperties(key=key)
+            message = Message("t", (key or "").encode(), 1, properties=about)
+            assert group.deliver(message, _everybody, cast("Session | None", leaving))
+
+    def _got(self, fake: FakeSession) -> list[str]:
+        found, fake.delivered = fake.delivered, []
+        return [message.payload.decode() for message, _ in found]
+
+    def _chosen(self, share: float) -> list[str]:
+        return [key for key in self.KEYS if is_for_canaries(share, key, 0)]
+
+    def test_keys_go_to_their_side(self) -> None:
+        """Each to the same one every time."""
+        _, group, (other, canary), _ = self._group(None, 0.3)
+        chosen = self._chosen(0.3)
+        for _ in range(3):
+            self._send(group, *self.KEYS)
+            assert self._got(canary) == chosen
+            assert self._got(other) == [key for key in self.KEYS if key not in chosen]
+
+    def test_without_keys_the_share_is_kept(self) -> None:
+        """And the members of each side take turns."""
+        _, group, fakes, _ = self._group(None, None, None, 0.1, 0.1)
+        self._send(group, *[None] * 3000)
+        assert [len(self._got(fake)) for fake in fakes] == pytest.approx(
+            [900, 900, 900, 150, 150], abs=2
+        )
+
+    def test_the_largest_share_counts(self) -> None:
+        """Whoever comes first; when it goes, the next largest."""
+        router, group, fakes, subscriptions = self._group(0.2, None, 0.6)
+        self._send(group, *self.KEYS)
+        assert sorted(self._got(fakes[0]) + self._got(fakes[2])) == sorted(self._chosen(0.6))
+        router.remove(subscriptions[2])
+        self._send(group, *self.KEYS)
+        assert self._got(fakes[0]) == self._chosen(0.2)
+
+    def test_a_member_changes_its_share(self) -> None:
+        """By subscribing again; without one it is a canary no more."""
+        router, group, (canary, other), (subscription, _) = self._group(0.2, None)
+        for options, expected in (
+            ((("canary_share", "0.6"),), self._chosen(0.6)),
+            ((("canary_share", "0"),), []),
+        ):
+            subscription.options = options
+            router.add(subscription)
+            self._send(group, *self.KEYS)
+            assert self._got(canary) == expected
+        subscription.options = ()
+        router.add(subscription)
+        self._got(other)
+        self._send(group, *self.KEYS)
+        assert len(self._got(other)) == len(self._got(canary)) == len(self.KEYS) // 2
+
+    @pytest.mark.parametrize("share", [None, 0.1])
+    def test_members_of_one_kind_share_everything(self, share: float | None) -> None:
+        """There is nobody to leave the rest to."""
+        _, group, fakes, _ = self._group(share, share)
+        self._send(group, *self.KEYS)
+        assert [len(self._got(fake)) for fake in fakes] == [20, 20]
+
+    def test_what_is_for_canaries_goes_where_it_can_be_taken(self) -> None:
+        """To a canary while one can take it at once; else to others that can; else it waits."""
+        _, group, (other, canary), _ = self._group(None, 1.0)
+        for ranks, expected in (
+            ((0, 0), canary),
+            ((0, 1), other),  # busy
+            ((1, 1), canary),
+            ((1, 2), other),  # away
+            ((2, 2), canary),
+            ((2, 3), other),
+        ):
+            other.rank, canary.rank = ranks
+            self._send(group, "k")
+            assert self._got(expected) == ["k"], ranks
+
+    def test_what_is_for_others_goes_to_canaries_only_if_none_is_there(self) -> None:
+        """A share is no more than it says because the others are busy."""
+        _, group, (other, canary), _ = self._group(None, 0.0)
+        for ranks, expected in (
+            ((0, 0), other),
+            ((1, 0), other),
+            ((2, 0), canary),
+            ((2, 1), canary),
+            ((2, 2), other),
+            ((3, 2), canary),
+        ):
+            other.rank, canary.rank = ranks
+            self._send(group, "k")
+            assert self._got(expected) == ["k"], ranks
+
+    def test_what_a_canary_leaves_behind_is_for_the_others(self) -> None:
+        """It failed there once; without others it is for another canary."""
+        router, group, (other, canary, second), (subscription, _, _) = self._group(None, 1.0, 1.0)
+        self._send(group, "k", leaving=canary)
+        assert self._got(other) == ["k"]
+        router.remove(subscription)
+        self._send(group, "k", leaving=canary)
+        assert self._got(second) == ["k"]
 
 
 def test_plain_terms_are_shared() -> None:
