@@ -20,6 +20,7 @@ CASES = (
     "flow",
     "requests",
     "queues",
+    "canaries",
     "streams",
     "takenOver",
 )

@@ -19,10 +19,10 @@ KEY, *_ = FOR_CANARIES
 """One that is for canaries."""
 
 
-def keyed(world: World, *keys: str, **about: object) -> None:
+def keyed(world: World, *keys: str, delay_s: float | None = None) -> None:
     """Send messages whose payloads are their keys."""
     for key in keys:
-        world.send(key, key=key, **about)  # type: ignore[arg-type] # of any property
+        world.send(key, key=key, delay_s=delay_s)
 
 
 def pair(world: World, credit: int = 1000, canary_credit: int = 1000) -> tuple[Taker, Taker]:
@@ -497,9 +497,8 @@ class TestOrderedByKey:
 def test_a_single_active_consumer_has_no_canaries() -> None:
     """A queue has one or the other; the mark of a consumer means nothing there."""
     world = World()
-    for options in ({"canary_share": 0.1, "single_active_consumer": True},):
-        with pytest.raises(InvalidDefinition, match=r"canary_share.*single_active_consumer"):
-            world.declare(**options)
+    with pytest.raises(InvalidDefinition, match=r"canary_share.*single_active_consumer"):
+        world.declare(canary_share=0.1, single_active_consumer=True)
     world.declare(single_active_consumer=True)
     canary = Taker(world.queue(), is_canary=True)
     other = Taker(world.queue())

@@ -27,6 +27,7 @@ def test_a_table_becomes_a_queue() -> None:
         "max_bytes": 1000,
         "overflow": "drop-oldest",
         "deduplication_s": 30.5,
+        "canary_share": 1,
     }
     assert {each.name for each in fields(QueueDefinition)} <= table.keys()
     queues, wrong = parse_queues([table])

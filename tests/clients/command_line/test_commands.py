@@ -8,7 +8,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from click.testing import CliRunner, Result
@@ -140,6 +142,44 @@ def test_consuming_takes_what_was_asked_for_and_no_more() -> None:
     assert run("queue", "consume", "q", "-n", "2").stdout == "1\n2\n"
     left = lines(run("queue", "browse", "q", "--json"))
     assert [(each["payload"], each["attempts"]) for each in left] == [("3", 0), ("4", 0)]
+
+
+@pytest.mark.usefixtures("node")
+def test_a_canary_of_a_queue() -> None:
+    """--canary makes the consumer one; the share is an option of the queue."""
+    run("queue", "declare", "q", "-o", "canary_share=0.5")
+    run("queue", "send", "q", "--stdin", "-l", stdin="1\n2\n3\n")
+    assert run("queue", "consume", "q", "-n", "1").stdout == "1\n"
+    assert run("queue", "consume", "q", "-n", "2", "--canary").stdout == "2\n3\n"  # it is alone
+    (described,) = lines(run("queue", "describe", "q", "--json"))
+    definition, statistics = described["definition"], described["statistics"]
+    assert isinstance(definition, dict)
+    assert isinstance(statistics, dict)
+    assert definition["canary_share"] == 0.5
+    assert (statistics["delivered"], statistics["delivered_to_canaries"]) == (3, 2)
+
+
+def test_a_canary_of_a_group(node: RunningBroker) -> None:
+    """--canary-share 1 gets all messages in a row, though the group has another member."""
+    there = NodeAddress.parse(node.native_url)
+    is_over = Event()
+    with BlockingClient(there, options={}) as other:
+        other.call(Operation.SUBSCRIBE, "t", {"group": "g"})
+
+        def publish() -> None:
+            with BlockingClient(there, options={}) as client:
+                for number in count():
+                    client.call(Operation.PUBLISH, "t", str(number).encode())
+                    if is_over.is_set():
+                        return
+
+        publisher = Thread(target=publish)
+        publisher.start()
+        result = run("sub", "t", "--group", "g", "--canary-share", "1", "-n", "5")
+        is_over.set()
+        publisher.join()
+    got = [int(line) for line in result.stdout.splitlines()]
+    assert got == list(range(got[0], got[0] + 5))
 
 
 @pytest.mark.slow
@@ -435,6 +475,8 @@ def test_nobody_there_and_strangers_give_69(ganglion_broker: RunningBroker) -> N
         ["pub", "t", "x", "--header", "novalue"],
         ["sub"],
         ["sub", "t", "--count", "0"],
+        ["sub", "t", "--canary-share", "0.1"],
+        ["sub", "t", "--group", "g", "--canary-share", "1.1"],
         ["sub", "t", "--format", "{colour}"],
         ["serve-reply", "t"],
         ["serve-reply", "t", "x", "--exec", "y"],

@@ -154,6 +154,30 @@ const cases = {
     await mesh.close();
   },
 
+  /** Canaries of a queue and of a group get what is for them, and the share can be changed. */
+  async canaries() {
+    const mesh = await connect(url);
+    const { definition } = await mesh.declareQueue("new", { canary_share: 1 });
+    assert.equal(definition.canary_share, 1);
+    const other = await mesh.consume("new");
+    const canary = await mesh.consume("new", { canary: true });
+    await mesh.publish("$queue/new", "1");
+    const [first] = await take(canary, 1);
+    await first.nack(0);
+    const [again] = await take(other, 1);
+    assert.equal(again.attempts, 1);
+    await again.ack();
+    await mesh.declareQueue("new", { canary_share: 0 });
+    await mesh.publish("$queue/new", "2");
+    assert.equal((await take(other, 1))[0].text, "2");
+    assert.equal((await mesh.describeQueue("new")).statistics.delivered_to_canaries, 1);
+    const members = [await mesh.subscribe("t", { group: "g" }), await mesh.subscribe("t", { group: "g", canaryShare: 1 })];
+    for (const text of ["1", "2", "3"]) await mesh.publish("t", text);
+    assert.deepEqual((await take(members[1], 3)).map((message) => message.text), ["1", "2", "3"]);
+    await fails(mesh.subscribe("t", { canaryShare: 0.5 }), "invalid");
+    await mesh.close();
+  },
+
   async streams() {
     const mesh = await connect(url);
     await mesh.declareStream("orders", { keyed: true });
