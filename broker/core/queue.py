@@ -388,7 +388,7 @@ class Queue:
     def serve(self, consumer: Consumer) -> None:
         """It may have room: give it what is ready when its turn comes."""
         if consumer in self.consumers:
-            self._sides.wait(consumer)
+            consumer.side.waiting[consumer] = None
             self.dispatch()
             self._watch_expiry()
 
@@ -434,7 +434,7 @@ class Queue:
                 consumer.side.waiting.pop(consumer, None)
                 self._serve_later(consumer)
             elif consumer in self.consumers:
-                self._sides.wait(consumer)
+                consumer.side.waiting[consumer] = None
                 if not given:  # it is its turn still
                     consumer.side.waiting.move_to_end(consumer, last=False)
             is_dry = not given or (given < most and not self._has_more(side))
@@ -668,7 +668,7 @@ class Queue:
             for delivery in ended:
                 self.give_back(delivery, None, "lease ran out too often")
             if ended:  # it may have room now, but others come first
-                self._sides.wait(consumer)
+                consumer.side.waiting[consumer] = None
                 consumer.side.waiting.move_to_end(consumer)
         deadlines = [each.next_deadline() for each in self.consumers]
         first = min((each for each in deadlines if each is not None), default=None)
