@@ -579,10 +579,10 @@ def test_a_definition_from_before_there_were_canaries() -> None:
     """A node reads what an earlier version has recorded."""
     world = World()
     world.declare(lease_s=7)
-    ((key, value),) = world.disk.scan(Kind.QUEUE)
-    record, *others = msgpack.unpackb(value)
-    del record["canary_share"]
-    world.commits.put(Kind.QUEUE, key, msgpack.packb([record, *others]))
+    for key, value in world.disk.scan(Kind.QUEUE):
+        record, *others = msgpack.unpackb(value)
+        del record["canary_share"]
+        world.commits.put(Kind.QUEUE, key, msgpack.packb([record, *others]))
     world.tick()
     world.restart()
     definition = world.queue().definition

@@ -285,6 +285,7 @@ class QueueModel(RuleBasedStateMachine):
                     taker.unsettled.pop(lease)
                     self._back(payload, None)
                     self.messages_due_from_now(payload, step)
+                    taker.consumer.pull()  # it has room that it did not know of
             self._look()
 
     def messages_due_from_now(self, payload: str, step: float) -> None:
