@@ -12,16 +12,18 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ganglion import __version__
 from ganglion.clients.addresses import NodeAddress
 from ganglion.clients.conversation import Answer, Conversation
 from ganglion.clients.errors import ConnectionLost, Refused, TimedOut, Unreachable
 from ganglion.clients.login import Login
-from ganglion.clients.websocket import WebSocketWrapping
 from ganglion.protocols.native.frames import Frame
 from ganglion.protocols.native.operations import ALPN_NAME, Code, Operation
+
+if TYPE_CHECKING:
+    from ganglion.clients.websocket import WebSocketWrapping
 
 __all__ = ["BlockingClient"]
 
@@ -195,7 +197,11 @@ class BlockingClient:
         deadline: float,
     ) -> None:
         self._conversation = Conversation(login)
-        self._wrapping = WebSocketWrapping() if address.is_web else None
+        self._wrapping: WebSocketWrapping | None = None
+        if address.is_web:
+            from ganglion.clients import websocket
+
+            self._wrapping = websocket.WebSocketWrapping()
         self._socket = _open(address, tls, max(0.001, deadline - time.monotonic()))
         self._sent_s = self._heard_s = time.monotonic()
         try:

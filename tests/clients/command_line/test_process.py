@@ -250,3 +250,18 @@ def test_help_and_version_import_no_broker() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert done.stderr.strip() == b"[]"
+
+
+def test_a_command_over_tcp_does_not_pay_for_websocket() -> None:
+    """Importing wsproto and h11 takes longer than a publish: it is done for ws:// alone."""
+    with start_daemon("--native", "127.0.0.1:0", "--web", "127.0.0.1:0") as daemon:
+        code = (
+            "import sys; from ganglion.clients.command_line.root import cli; "
+            "cli(['pub', '--url', sys.argv[1], 't', 'x'], standalone_mode=False); "
+            "print('wsproto' in sys.modules)"
+        )
+        web = f"ws://127.0.0.1:{daemon.ports['web']}/ws"
+        for url, imported in ((url_of(daemon), b"False"), (web, b"True")):
+            command = [sys.executable, "-c", code, url]
+            done = subprocess.run(command, capture_output=True, check=True)
+            assert done.stdout.splitlines()[-1] == imported
