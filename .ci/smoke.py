@@ -15,6 +15,24 @@ from urllib.request import urlopen
 
 _DEADLINE_S = 30
 _OF_THE_NODE = ("argon2", "prometheus_client", "rocksdict", "structlog", "trio")
+_PROGRAM = """
+import asyncio, sys, ganglion
+
+async def main():
+    async with ganglion.connect(sys.argv[1]) as mesh:
+        async with mesh.subscribe("smoke/python") as messages:
+            await mesh.publish("smoke/python", {"works": True})
+            async for message in messages:
+                print(message.decode())
+                break
+        async with mesh.queue("jobs").consume() as jobs:
+            async for job in jobs:
+                async with job:
+                    print(job.text)
+                break
+
+asyncio.run(main())
+"""
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +56,10 @@ def main(node: str, client: str) -> None:
         with subprocess.Popen(serve, stderr=subprocess.PIPE) as daemon:
             try:
                 addresses = _addresses_when_ready(daemon)
-                _talk(str(Path(client, "bin", "ganglion")), f"ganglion://{addresses['native']}")
+                url = f"ganglion://{addresses['native']}"
+                _talk(str(Path(client, "bin", "ganglion")), url)
+                got = _output(str(Path(client, "bin", "python")), "-c", _PROGRAM, url)
+                assert got.splitlines() == ["{'works': True}", "by Python"], got
                 page = urlopen(f"http://{addresses['web']}/", timeout=_DEADLINE_S).read()
                 assert b"Ganglion" in page, f"the page is {page!r}"
                 daemon.send_signal(signal.SIGTERM)
@@ -74,6 +95,7 @@ def _talk(ganglion: str, url: str) -> None:
     _output(ganglion, "queue", "send", "jobs", "to do", "--url", url)
     got = _output(ganglion, "queue", "consume", "jobs", "--count", "1", "--url", url)
     assert "to do" in got, f"sent 'to do', consumed {got!r}"
+    _output(ganglion, "queue", "send", "jobs", "by Python", "--url", url)  # for the program
 
 
 def _addresses_when_ready(daemon: subprocess.Popen[bytes]) -> dict[str, str]:
