@@ -46,11 +46,11 @@ def test_times_are_of_whole_processes() -> None:
     """What does more takes longer than Python alone, and the limit of issue 5 is judged."""
     here = install.Environment(Path(sys.prefix))
     figures = {each.what: each for each in install.measure_times(here, here, rounds=1)}
-    assert figures["Python alone"].least_ms > 0
-    assert figures["import ganglion.testing"].median_ms > figures["Python alone"].median_ms
+    assert figures["Python alone"].processor_ms > 0
+    assert figures["import ganglion.testing"].processor_ms > figures["Python alone"].processor_ms
     asked = figures["every public name of the client"]
     assert asked.limit_ms == install.IMPORT_MS_MAX
-    assert asked.is_reached == (asked.median_ms < 150)
+    assert asked.is_reached == (asked.processor_ms < 150)
 
 
 @pytest.mark.slow
