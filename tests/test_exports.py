@@ -87,7 +87,7 @@ def test_the_client_imports_nothing_of_the_node() -> None:
     assert [name for name in found if name.startswith(node)] == []
     core = "ganglion.broker.core."
     used = {name.removeprefix(core) for name in found if name.startswith(core)}
-    assert used <= {"limits", "message", "scram", "topics"}
+    assert used <= {"message", "scram", "topics"}
     assert found & {*OF_THE_NODE, "ganglion.testing"} == set()
 
 

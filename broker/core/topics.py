@@ -9,10 +9,12 @@ others: retained messages and cached routes are looked up in one.
 """
 
 from collections.abc import Iterator
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from ganglion import GanglionError
-from ganglion.broker.core.limits import Limits
+
+if TYPE_CHECKING:  # clients match topics, too, and have no limits to import
+    from ganglion.broker.core.limits import Limits
 
 __all__ = [
     "REPLY_PREFIX",
@@ -48,7 +50,7 @@ class SharedFilter(NamedTuple):
     topic_filter: str
 
 
-def check_topic_name(topic: str, limits: Limits) -> None:
+def check_topic_name(topic: str, limits: "Limits") -> None:
     """Raise `InvalidTopic` unless messages may be published to `topic`."""
     if not topic:
         raise InvalidTopic("topic name is empty (4.7.3-1)")
@@ -57,7 +59,7 @@ def check_topic_name(topic: str, limits: Limits) -> None:
     _check_size(topic, "topic name", limits)
 
 
-def check_topic_filter(topic_filter: str, limits: Limits) -> None:
+def check_topic_filter(topic_filter: str, limits: "Limits") -> None:
     """Raise `InvalidTopic` unless `topic_filter` (without ``$share/group/``) is well formed."""
     if not topic_filter:
         raise InvalidTopic("topic filter is empty (4.7.3-1)")
@@ -72,7 +74,7 @@ def check_topic_filter(topic_filter: str, limits: Limits) -> None:
                 raise InvalidTopic("'+' fills a whole level of a topic filter (4.7.1-2)")
 
 
-def _check_size(topic: str, what: str, limits: Limits) -> None:
+def _check_size(topic: str, what: str, limits: "Limits") -> None:
     if "\0" in topic:
         raise InvalidTopic(f"{what} contains U+0000 (4.7.3-2)")
     size = len(topic) if topic.isascii() else len(topic.encode())
