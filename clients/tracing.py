@@ -8,8 +8,8 @@ While a program deals with a message (inside of ``async with job:``, of a handle
 The current one lives in a context variable: each task and thread has its own.
 """
 
+import os
 import re
-import secrets
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ class TraceContext:
     @classmethod
     def new(cls, correlation_id: str | None = None) -> Self:
         """The root of a trace that begins here."""
-        return cls(secrets.token_hex(16), secrets.token_hex(8), correlation_id=correlation_id)
+        return cls(os.urandom(16).hex(), os.urandom(8).hex(), correlation_id=correlation_id)
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str]) -> Self | None:
@@ -60,7 +60,7 @@ class TraceContext:
 
     def child(self) -> Self:
         """A new place below this one."""
-        return replace(self, span_id=secrets.token_hex(8))
+        return replace(self, span_id=os.urandom(8).hex())
 
     def headers(self) -> dict[str, str]:
         """As a message carries it."""
