@@ -67,7 +67,7 @@ def measure_all(
     loops: Sequence[str] = (),
     share: float = 1,
 ) -> dict[tuple[str, str, str], float]:
-    """Every figure, by library, loop and measure. ``loops``: all, left out. ``share`` is of the counts."""
+    """Every figure by library, loop and measure; all loops, and whole counts, if left out."""
     found: dict[tuple[str, str, str], float] = {}
     with ExitStack() as stack:
         brokers = {

@@ -33,6 +33,7 @@ MESSAGES: Final = {
 }
 """How many a measurement takes; those of the slower libraries are fewer (`Program.share`)."""
 _FEED_WINDOW: Final = 10_000
+_READY_S: Final = 30
 _FEED_BLOCK: Final = 200
 _FEED_PAUSE_S: Final = 0.0002
 
@@ -419,8 +420,8 @@ def run(program: Program, loop: str, measure: str, *, share: float) -> float:
         other = multiprocessing.Process(target=_respond, args=(program, is_open))
     if other is not None:
         other.start()  # before there is a loop, of which a child would have a copy
-    if measure == "request":
-        is_open.wait()
+    if measure == "request" and not is_open.wait(_READY_S):
+        raise TimeoutError("nobody answers requests")
     options = {"use_uvloop": True} if loop == "uvloop" else {}
     backend = "trio" if loop == "trio" else "asyncio"
     try:

@@ -28,7 +28,7 @@ from ganglion.clients.errors import (
     TimedOut,
 )
 from ganglion.clients.login import Login
-from ganglion.clients.transport import Transport, open_transport
+from ganglion.clients.transport import Transport, open_transport, running_clock
 from ganglion.protocols.native.frames import Frame
 from ganglion.protocols.native.operations import Code, Operation
 
@@ -146,7 +146,8 @@ class Link:
         self._progress: anyio.Event | None = None
         self._keep_alive_s = 0.0
         self._pings: deque[Answered | None] = deque()
-        self._heard_s = self._sent_s = anyio.current_time()
+        self._now = running_clock()
+        self._heard_s = self._sent_s = self._now()
         self._scope = anyio.CancelScope()
 
     @classmethod
@@ -383,14 +384,14 @@ class Link:
             self.frame_max_bytes = int(limits.get("frame_max_bytes") or self.frame_max_bytes)
         except (TypeError, ValueError) as error:
             raise ConnectionLost(f"the node's greeting cannot be read: {error}") from None
-        self._heard_s = self._sent_s = anyio.current_time()
+        self._heard_s = self._sent_s = self._now()
 
     async def _read(self) -> None:
         self._receive(b"")  # what came in one read with the greeting is in the conversation
         await self._transport.pump(self._receive)
 
     def _receive(self, data: bytes) -> None:
-        self._heard_s = anyio.current_time()
+        self._heard_s = self._now()
         try:
             self._take(data)
         except _UNREADABLE as error:
@@ -451,7 +452,7 @@ class Link:
                 if data:
                     await self._transport.send(data)
                     self._output_bytes -= len(data)
-                    self._sent_s = anyio.current_time()
+                    self._sent_s = self._now()
                 self._progressed()
 
     def _wake_writer(self) -> None:
@@ -461,7 +462,7 @@ class Link:
     async def _keep_alive(self) -> None:
         interval_s = self._keep_alive_s
         while interval_s:
-            now = anyio.current_time()
+            now = self._now()
             if now - self._heard_s >= 1.5 * interval_s:
                 raise ConnectionLost("the node no longer answers")
             # Both sides ping after keep_alive_s of silence: ours is early, for we may be late. Who
