@@ -27,8 +27,9 @@ last record is too old. What came with the latest commit counts, but is not drop
 
 Only a stream that is declared ``keyed`` (or ``compact``) has the records by key: they cost a
 write per key and commit, and could not be made later without reading all of the stream. The
-version of a key outlives its record when that is dropped by retention, not when a tombstone goes
-(`stream_compaction`).
+version of a key outlives its record when that is dropped by retention: who read the record still
+holds its number, expects it with the next append, and has to be told if somebody else was faster.
+With a tombstone (`stream_compaction`) the version goes, for the key is no more.
 """
 
 from bisect import bisect_left
@@ -85,6 +86,7 @@ _GROUPS_MAX = 1000  # of one stream: they are in memory all the time
 _TAIL_BATCHES_MAX = 32  # the last ones, in memory for those who follow live
 _TAIL_BYTES_MAX = 2 * 1024 * 1024
 _DROPPED_MAX = 64  # batches that one commit drops; the rest follows in the next
+_DROPPED_AND_READ_MAX = 2  # where there may be tombstones among their records: 1 ms each
 _AGE_LOOK_S = 1.0  # at least between two looks at the age of the first batch
 
 _ID = Struct(">Q")
@@ -693,13 +695,16 @@ class Stream:
         """Record that the first batches are gone, while the stream is over one of its limits."""
         commits = self.shelf.commits
         first = self.first
-        for _ in range(_DROPPED_MAX):
+        has_tombstones = self.definition.compact
+        for _ in range(_DROPPED_AND_READ_MAX if has_tombstones else _DROPPED_MAX):
             head = self._first_batch()
             if head is None or not self._is_over(head):
                 break
             if head.first > self.first:  # with what is damaged before it
                 start, stop = self._key(self.first), self._key(head.first)
                 commits.delete_range(Kind.STREAM_BATCH, start, stop)
+            if has_tombstones:
+                self._forget_tombstones(head.first)
             # Not a range for one key: many ranges would slow down every later scan.
             commits.delete(Kind.STREAM_BATCH, self._key(head.first))
             self.count, self._size_bytes = self._without(head)
@@ -708,6 +713,22 @@ class Stream:
         if self.first > first:
             self._is_changed = True
             commits.after_commit(self.look_at_limits)
+
+    def _forget_tombstones(self, first: int) -> None:
+        """This batch is being dropped: compaction will not meet the tombstones in it any more."""
+        try:
+            value = self.shelf.store.get(Kind.STREAM_BATCH, self._key(first))
+        except RecordDamaged:
+            return
+        batch = None if value is None else decode_batch(first, value)
+        if batch is None or batch.keys is None:
+            return
+        rows = zip(batch.sequences, batch.keys, batch.payloads, strict=True)
+        self.forget_versions(
+            key
+            for sequence, key, payload in rows
+            if key is not None and not payload and self.version(key) == sequence
+        )
 
     def _without(self, head: Extent) -> tuple[int, int]:
         """How many records and bytes there are without the first batch.

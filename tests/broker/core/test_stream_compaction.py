@@ -38,16 +38,16 @@ def append(house: House, stream: Stream, *commits: Sequence[str | None]) -> None
 
 
 def begin_step(house: House) -> None:
-    """Let time pass up to the next step of compaction that rewrites, and hold its commit."""
+    """Let time pass until a step of compaction is recorded, and hold its commit."""
     stream = house.stream()
     house.faulty.is_holding = True
     for _ in range(1000):
-        if stream.compaction.is_rewriting:
+        if stream.compaction._is_recorded:
             return
         deadline = house.timers.next_deadline()
         assert deadline is not None
         house.timers.run(deadline)
-        if not stream.compaction.is_rewriting:
+        if not stream.compaction._is_recorded:
             house.flush()
             house.faulty.release()
             house.faulty.is_holding = True
@@ -81,6 +81,32 @@ def test_many_records_in_many_steps(house: House) -> None:
     assert stream.statistics().records == 539
     assert len({record.key for record in stream.read(count_max=10_000)}) == 539
     assert all(stream.version(record.key or "") == record.sequence for record in stream.read())
+    house.check(stream)
+
+
+def test_a_step_keeps_others_waiting_for_a_bounded_time(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much there is to compact, one call of a timer looks up a few keys."""
+    stream = house.declare(compact=True)
+    for _ in range(10):
+        append(house, stream, [f"k{each}" for each in range(900)])
+    looked_up: list[int] = []
+    version = stream.version
+
+    def counted(key: str) -> int:
+        looked_up[-1] += 1
+        return version(key)
+
+    monkeypatch.setattr(stream, "version", counted)
+    while stream.statistics().records > 900:
+        looked_up.append(0)
+        deadline = house.timers.next_deadline()
+        assert deadline is not None
+        house.timers.run(deadline)
+        house.flush()
+    assert max(looked_up) == 200
+    assert sum(looked_up) <= 9000
     house.check(stream)
 
 
@@ -133,6 +159,33 @@ class TestTombstones:
         house.pass_time(1000)
         assert sequences(house.stream().read()) == [2]
         house.check(house.stream())
+
+    def test_one_that_retention_drops(self, any_house: House) -> None:
+        """The version of its key goes with it, and would stay for good otherwise."""
+        house = any_house
+        stream = house.declare(compact=True, tombstone_keep_s=1_000_000, max_records=2)
+        append(house, stream, ["-a", "-b", "-c", "d"], ["b"])
+        stream.append([b"x", b"x"], keys=["c", "e"])  # committed with the drop
+        house.flush()
+        house.flush()
+        assert sequences(stream.read()) == [6, 7]
+        assert [stream.version(key) for key in "abcde"] == [0, 5, 6, 4, 7]
+        assert house.stored(Kind.STREAM_KEY) == 4
+        append(house, stream, ["-f"], [None] * 3)
+        stream.append([b"x"], keys=["f"])  # not committed, and known all the same
+        house.flush()
+        house.flush()
+        assert stream.version("f") == 12
+        house.check(stream)
+
+    def test_a_damaged_one_that_retention_drops(self, house: House) -> None:
+        """What it was about is not known any more: its version stays."""
+        stream = house.declare(compact=True, max_records=2)
+        append(house, stream, ["-a"])
+        house.faulty.damaged.add((Kind.STREAM_BATCH, stream._key(1)))
+        append(house, stream, "bc", "de")
+        assert sequences(stream.read()) == [4, 5]
+        assert stream.version("a") == 1
 
     def test_a_key_that_comes_back_keeps_its_new_record(self, house: House) -> None:
         """A tombstone that was followed by another record goes as any other."""
@@ -219,8 +272,11 @@ class TestInterrupted:
         """Both are in one commit, so neither is lost without the other."""
         stream = house.declare(compact=True)
         append(house, stream, "ab", "ab")
+        self.begin_judging(house)
+        house.faulty.is_holding = True
         stream.append([b"x"], keys=["a"])
-        begin_step(house)
+        while not stream.compaction._is_recorded:
+            house.timers.run(house.timers.now + 0.01)
         house.flush()
         house.restart()
         assert sequences(house.stream().read()) == [1, 2, 3, 4]
@@ -286,6 +342,43 @@ class TestInterrupted:
         house.pass_time(100)
         for kind in (Kind.STREAM, Kind.STREAM_BATCH, Kind.STREAM_KEY):
             assert house.stored(kind) == 0
+
+    def begin_judging(self, house: House) -> None:
+        """Let time pass until a step has judged all of its records, and has not recorded that."""
+        compaction = house.stream().compaction
+        while (step := compaction._step) is None or not (step.tombstones or step.kept.payloads):
+            deadline = house.timers.next_deadline()
+            assert deadline is not None
+            house.timers.run(deadline)
+            house.flush()
+
+    def test_by_an_append_while_keys_are_looked_up(self, house: House) -> None:
+        """The version of a tombstone's key stays when there is a new record with it by then."""
+        stream = house.declare(compact=True, tombstone_keep_s=0)
+        append(house, stream, ["a", "b", "c"], ["-a", "-b"])
+        self.begin_judging(house)
+        stream.append([b"x"], keys=["a"])
+        house.pass_time(1)
+        assert sequences(stream.read()) == [3, 6]
+        assert [stream.version(key) for key in "abc"] == [6, 0, 3]
+        house.check(stream)
+        house.restart()
+        assert [house.stream().version(key) for key in "abc"] == [6, 0, 3]
+
+    def test_by_a_new_definition_while_keys_are_looked_up(self, house: House) -> None:
+        """What was judged is given up; retention does not wait for it any more."""
+        stream = house.declare(compact=True)
+        append(house, stream, ["a", None, None], ["a", None, None], ["a"])
+        self.begin_judging(house)
+        house.declare(keyed=True, max_records=1)
+        append(house, stream, ["a"], ["a"])
+        house.pass_time(30)
+        assert sequences(stream.read()) == [9]
+        house.check(stream)
+        house.declare(compact=True)
+        append(house, stream, "abab")
+        house.pass_time(8000)
+        assert sequences(stream.read()) == [12, 13]
 
     def test_by_a_new_definition(self, house: House) -> None:
         """It stops when the stream is not to be compacted any more, and begins again if it is."""
