@@ -52,6 +52,7 @@ from ganglion.broker.store import Kind, Store
 
 __all__ = ["REPLY_PREFIX", "DiskFull", "LimitReached", "NoRoom", "Node", "NotAllowed", "TooLarge"]
 
+_NO_MEMBER = "no member of the shared subscription can take it"
 _REPLY_RULE = "reply topics are read only by the client that they were given to"
 
 
@@ -543,12 +544,29 @@ class Node:
             if not self.retained.has_room_for(message, self.limits):
                 raise LimitReached("retained_messages_max or retained_bytes_max is reached")
             self.journal.retain(message)
-        if route.durable > 1:
+        groups, durable = route.groups, route.durable
+        members: list[tuple[Session, Terms]] = []
+        if message.qos and groups and len(groups) + durable > 1:
+            members, groups = self._choose_members(message, groups), []
+            durable += sum(session.is_durable() for session, _ in members)
+        if durable > 1:
             self.journal.shelf.payloads.share(message)
-        count = self.forward(message, targets, route.groups, publisher)
+        count = self.forward(message, targets, groups, publisher) + len(members)
+        for session, terms in members:
+            session.deliver(message, terms)
         if retain:
             message.forms = None  # the retained message would keep its encodings for good
         return count
+
+    def _choose_members(
+        self, message: Message, groups: list[SharedGroup]
+    ) -> list[tuple[Session, Terms]]:
+        """Who gets the message of each group: to be known before the first delivery is recorded."""
+        chosen = [group.choose(message, self.may_receive) for group in groups]
+        members = [each for each in chosen if each is not None]
+        if len(members) < len(groups):
+            self.statistics.drop(_NO_MEMBER, len(groups) - len(members))
+        return members
 
     def check_size(self, message: Message, route: Route) -> None:
         """Raise `TooLarge` if a queue or stream that the message goes to will never take it."""
@@ -627,7 +645,7 @@ class Node:
             if group.deliver(message, self.may_receive):
                 count += 1
             else:
-                self.statistics.drop("no member of the shared subscription can take it")
+                self.statistics.drop(_NO_MEMBER)
         return count
 
     def publish_own(

@@ -333,10 +333,27 @@ class SharedGroup:
                     return False
                 session, subscription, by_qos = best
         terms = by_qos[message.qos]
-        if message.retain and subscription.retain_as_published:
-            terms = Terms(terms.qos, True, terms.identifiers, terms.group)
+        if message.retain:
+            terms = _retained_terms(subscription, terms)
         session.deliver(message, terms)
         return True
+
+    def choose(
+        self, message: Message, may_receive: Callable[["Session", str], bool]
+    ) -> "tuple[Session, Terms] | None":
+        """The member whose turn it is to get the message, and on what terms; None: there is none.
+
+        As `deliver`, for who has to know before the message is given to anybody.
+        """
+        if self._canaries is None:
+            best = self._others.choose(message, may_receive, None)[1]
+        else:
+            best = self._choose(self._canaries, message, may_receive, None)
+        if best is None:
+            return None
+        session, subscription, by_qos = best
+        terms = by_qos[message.qos]
+        return session, _retained_terms(subscription, terms) if message.retain else terms
 
     def _choose(
         self,
@@ -361,6 +378,13 @@ class SharedGroup:
         if key is None:
             self._number += 1
         return is_for_canaries(self._share, key, self._number)
+
+
+def _retained_terms(subscription: Subscription, terms: Terms) -> Terms:
+    """The terms of a member for what was published to be retained."""
+    if not subscription.retain_as_published:
+        return terms
+    return Terms(terms.qos, True, terms.identifiers, terms.group)
 
 
 class Route:

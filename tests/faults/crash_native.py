@@ -446,9 +446,16 @@ class Remaker:
                 self._ceiling = self.feeder.number  # who has not begun to publish again
                 if not is_there:
                     self._floor = self._floor_of_wish
+            acknowledged = self.feeder.acknowledged
+            if is_there and wish is False:
+                # Deleted, but not on disk yet, it did not get what was sent then, and the feeder
+                # was told so (0x10). After that the deletion was lost.
+                acknowledged = min(acknowledged, self._floor_of_wish)
             self._is_there = is_there
             if is_there:
-                self._look(client)
+                self._look(client, acknowledged)
+                if wish is False:
+                    self._ceiling = self.feeder.number
 
     def run(self, ports: Ports, is_over: Callable[[], bool]) -> None:
         """Work until the connection breaks, or `is_over`."""
@@ -458,7 +465,7 @@ class Remaker:
                 if not self._is_there:
                     self._make(client)
                 self.use(client)
-                self._look(client)
+                self._look(client, self.feeder.acknowledged)
                 if self.chance.random() < 0.7:
                     self._delete(client)
 
@@ -485,9 +492,8 @@ class Remaker:
                 break
         demand(not self._describe(client), f"{self.name}: it was deleted, and is there")
 
-    def _look(self, client: NativeClient) -> None:
-        """Compare what is there with what has to be and what cannot be."""
-        acknowledged = self.feeder.acknowledged
+    def _look(self, client: NativeClient, acknowledged: int) -> None:
+        """Compare what is there with what has to be (up to `acknowledged`) and what cannot be."""
         found = self.contents(client)
         numbers = {number for name, number in found if name == self.feeder.name}
         old = {each for each in numbers if each <= self._floor}

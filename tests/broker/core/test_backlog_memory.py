@@ -118,6 +118,33 @@ def test_a_message_for_a_thousand_sessions_is_stored_once() -> None:
     assert sum(len(value) for _, value in disk.scan(Kind.BACKLOG)) < 1000 * 64
 
 
+@pytest.mark.parametrize(
+    ("plain", "groups", "uses"), [(0, 1, 0), (1, 1, 2), (0, 3, 3), (2, 3, 5), (1, 0, 0)]
+)
+def test_members_of_shared_subscriptions_count(plain: int, groups: int, uses: int) -> None:
+    """A message for several of them, or for one and others, is stored once for all."""
+    disk = Disk()
+    link = Link(store=disk)
+    filters = ["t"] * plain + [f"$share/g{number}/t" for number in range(groups) for _ in range(2)]
+    for number, topic_filter in enumerate(filters):
+        client = link.connect(f"c{number}", expiry_s=3600)
+        client.subscribe(topic_filter, 1)
+        client.cut()
+    link.connect("transient").subscribe("$share/other/t", 1)
+    publisher = link.connect("publisher")
+    publisher.complete("t", b"x" * 10_000, 1)
+    assert disk.count(Kind.PAYLOAD) == (1 if uses else 0)
+    assert [int.from_bytes(each, "big") for _, each in disk.scan(Kind.PAYLOAD_USES)] == (
+        [uses] if uses else []
+    )
+    came = 0
+    for number in range(len(filters)):
+        client = link.connect(f"c{number}", expiry_s=3600, clean_start=False, present=True)
+        came += len(client.payloads())
+    assert came == plain + groups
+    assert disk.count(Kind.PAYLOAD) == disk.count(Kind.PAYLOAD_USES) == 0
+
+
 def test_the_number_of_a_damaged_message_is_not_used_again() -> None:
     """Sessions may still refer to it, and would get another message in its place."""
     disk = Disk()
