@@ -65,8 +65,11 @@ async def gather(
     replies: list[Message] = []
     waiting = Call(on_part=lambda frame: replies.append(_reply(session, topic, frame[2:])))
     link: Link | None = None
-    with anyio.move_on_after(timeout_s + _GRACE_S):
+    with anyio.move_on_after(timeout_s):
         link = await session.sending()
+    if link is None:
+        raise TimedOut(f"there was no connection within {timeout_s:g} s: nobody was asked")
+    with anyio.move_on_after(timeout_s + _GRACE_S):
         number = link.ask(waiting, Operation.GATHER, topic, payload, properties, options)
         link.channels[number] = waiting
         try:
@@ -74,9 +77,6 @@ async def gather(
         finally:
             link.channels.pop(number, None)
             link.give_up(number, cancel=True)
-        return replies
-    if link is None:
-        raise TimedOut(f"there was no connection within {timeout_s:g} s: nobody was asked")
     return replies
 
 

@@ -566,8 +566,10 @@ def _parsed(urls: object, teller: NodeAddress) -> tuple[NodeAddress, ...]:
     """
     found: list[NodeAddress] = []
     for url in cast("tuple[object, ...]", urls) if isinstance(urls, tuple) else ():
+        if not isinstance(url, str):
+            continue
         try:
-            address = NodeAddress.parse(str(url))
+            address = NodeAddress.parse(url)
         except ClientError:
             continue
         if address.is_tls or not teller.is_tls:

@@ -152,7 +152,7 @@ async def _reset(stream: SocketStream) -> None:
     await anyio.aclose_forcefully(stream)
 
 
-def patient(url: str, **options: Any) -> connect:
+def patient(*urls: str, **options: Any) -> connect:
     """A client that does not give up and does not wait long between attempts."""
     given: dict[str, Any] = {
         "wait_for_node_s": 10.0,
@@ -161,7 +161,7 @@ def patient(url: str, **options: Any) -> connect:
         "answer_timeout_s": 10.0,
         "keep_alive_s": 1,
     }
-    return connect(url, **{**given, **options})
+    return connect(*urls, **{**given, **options})
 
 
 async def check_empty(mesh: Mesh) -> None:
