@@ -177,6 +177,10 @@ class Channel(Generic[_T]):
                     pass  # the connection or the channel has ended by itself: it is closed
                 return
 
+    def __len__(self) -> int:
+        """How many items are here that no task has taken."""
+        return len(self._buffer)
+
     def __aiter__(self) -> AsyncIterator[_T]:
         """Give itself: several tasks may take from it, and each item goes to one."""
         return self

@@ -236,6 +236,7 @@ class Mesh:
         overflow: Overflow = "block",
         retained: bool = True,
         own: bool = True,
+        canary_share: float | None = None,
     ) -> Subscription:
         """Messages of matching topics.
 
@@ -248,7 +249,8 @@ class Mesh:
         drop what is more than a second buffer; ``drop_oldest`` and ``drop_newest`` drop here. What
         was lost is counted in ``dropped``. ``group``: each message goes to one of its members.
         ``retained``: last values first, after each connection. ``own``: off, not what this client
-        publishes itself.
+        publishes itself. ``canary_share``: be a canary of the group, for this part of its
+        messages, 0 to 1, and always for the same keys (`docs/queues.md`).
         """
         session = self._session
         return Subscription(
@@ -261,6 +263,7 @@ class Mesh:
             overflow=overflow,
             retained=retained,
             own=own,
+            canary_share=canary_share,
         )
 
     # -- requests ----------------------------------------------------------------------------------

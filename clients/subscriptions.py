@@ -43,6 +43,7 @@ class Subscription(Channel[Message]):
         overflow: Overflow,
         retained: bool,
         own: bool,
+        canary_share: float | None,
     ) -> None:
         super().__init__(channels)
         self.filter = topic_filter
@@ -53,6 +54,7 @@ class Subscription(Channel[Message]):
         self._overflow = overflow
         self._retained = retained
         self._own = own
+        self._canary_share = canary_share
         self._is_plain = overflow != "block" and group is None and own
         self._has_credit = overflow == "block"
         self._owed = 0  # taken since the node was last told
@@ -67,6 +69,8 @@ class Subscription(Channel[Message]):
             )
         if self._group is not None and not self._own:
             raise BadOption("own=False is not for a group: its messages go to any member")
+        if self._canary_share is not None and self._group is None:
+            raise BadOption("canary_share needs a group: it is a part of the group's messages")
 
     def opening(self) -> tuple[object, ...]:
         """Filter and options."""
@@ -77,6 +81,8 @@ class Subscription(Channel[Message]):
             options["group"] = self._group
         if not self._own:
             options["own"] = False
+        if self._canary_share is not None:
+            options["canary_share"] = self._canary_share
         if self._has_credit:
             # Those that are here already count: credit is for what there is room for.
             options["credit"] = max(self._size - len(self._buffer), 0)
