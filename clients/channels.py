@@ -147,12 +147,12 @@ class Channel(Generic[_T]):
         try:
             with anyio.move_on_after(limit_s):
                 await self._opened.wait()
-        finally:
-            if not self._opened.is_set():
-                at = self._detach()
-                if at is not None:
-                    at.link.notify(Operation.CLOSE, 0, at.number)
-                self._error = TimedOut(f"no node has opened this within {limit_s:g} s")
+        except BaseException:
+            self.close()  # whether it is open already or not
+            raise
+        if not self._opened.is_set():
+            self.close()
+            self._error = TimedOut(f"no node has opened this within {limit_s:g} s")
         if self._error is not None:
             raise self._error.with_traceback(None)
         return self
@@ -180,6 +180,12 @@ class Channel(Generic[_T]):
     def __len__(self) -> int:
         """How many items are here that no task has taken."""
         return len(self._buffer)
+
+    def close(self) -> None:
+        """Close it, without waiting until the node has dealt with that."""
+        at = self._detach()
+        if at is not None:
+            at.link.notify(Operation.CLOSE, 0, at.number)
 
     def __aiter__(self) -> AsyncIterator[_T]:
         """Give itself: several tasks may take from it, and each item goes to one."""
@@ -225,6 +231,11 @@ class Channel(Generic[_T]):
     def is_begun(self) -> bool:
         """Whether it was opened once."""
         return self._is_begun
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was opened, and has not ended."""
+        return self._is_begun and self._error is None
 
     def check(self) -> None:
         """Raise `BadOption` for options that cannot be."""

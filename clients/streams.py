@@ -10,11 +10,12 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self, TypedDict, Unpack
 
+from anyio.lowlevel import current_token
 from msgspec import Struct, field
 
 from ganglion.clients.channels import Attached, Channel, Channels
 from ganglion.clients.codecs import Codec
-from ganglion.clients.errors import BadOption, ClientError, Closed
+from ganglion.clients.errors import BadOption, ClientError
 from ganglion.clients.link import Link
 from ganglion.clients.messages import MEMBERS_MAX, MessageOptions, Record, column, is_large
 from ganglion.clients.queues import Settling
@@ -82,8 +83,7 @@ class Following(Channel[Record]):
         buffer: int,
     ) -> None:
         super().__init__(channels)
-        self.is_abandoned = False
-        """Whether nobody has the follower any more: set by the garbage collector, in any thread."""
+        self._loop = current_token()
         self._stream = stream
         self._codec = codec
         self._received = after
@@ -115,13 +115,19 @@ class Following(Channel[Record]):
 
     def on_frame(self, frame: Frame, at: Attached) -> None:
         """Records came."""
-        if self.is_abandoned:
-            at.retire()
-            self.fail(Closed("nobody has this follower any more"))
-            return
         for record in records_of(frame[2:], self._codec):
             self._received = record.sequence
             self.give(record)
+
+    def close_soon(self) -> None:
+        """Close it from any thread, also from one that collects garbage."""
+        loop: Any = self._loop.native_token
+        try:
+            (loop.run_sync_soon if hasattr(loop, "run_sync_soon") else loop.call_soon_threadsafe)(
+                self.close
+            )
+        except RuntimeError:
+            pass  # the loop has ended, and so has the connection
 
     def on_taken(self) -> None:
         """Room for more."""
@@ -134,8 +140,8 @@ class Following(Channel[Record]):
 class Follower:
     """Records of a stream, those that are there and then those that are appended.
 
-    ``async for`` opens it by itself. ``async with`` says when it is closed; without that the node
-    is told when the next record comes for a follower that nobody has any more.
+    ``async for`` opens it by itself. ``async with`` says when it is closed; without that it is when
+    nobody has it any more.
     """
 
     def __init__(self, following: Following, after: int | None) -> None:
@@ -175,7 +181,8 @@ class Follower:
 
     def __del__(self) -> None:
         """Nobody can take a record any more."""
-        self._following.is_abandoned = True
+        if self._following.is_open:
+            self._following.close_soon()
 
 
 class GroupRecord(Record, frozen=True, eq=False, kw_only=True):

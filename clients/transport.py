@@ -210,12 +210,13 @@ class _StreamTransport:
             self._wrapping.unwrap(await self._received())  # the node says nothing before hello
 
     async def aclose(self) -> None:
-        if self._wrapping is not None:
-            try:
+        try:
+            if self._wrapping is not None:
                 await self._send(self._wrapping.close())
-            except ConnectionLost:
-                pass  # it has ended already
-        await anyio.aclose_forcefully(self._stream)
+        except ConnectionLost:
+            pass  # it has ended already
+        finally:
+            await anyio.aclose_forcefully(self._stream)
 
     async def _received(self) -> bytes:
         try:
