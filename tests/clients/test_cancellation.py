@@ -15,7 +15,7 @@ from typing import Any, Final
 import anyio
 import pytest
 
-from ganglion.clients.errors import LeaseLost, NotFound, TimedOut
+from ganglion.clients.errors import ConnectionLost, LeaseLost, NotFound, TimedOut
 from ganglion.clients.link import Link
 from ganglion.clients.mesh import Mesh, connect
 from ganglion.testing import RunningBroker, broker_thread
@@ -398,7 +398,7 @@ def test_a_cancelled_publish_is_not_sent_again(
                 with stuck(mesh):
                     # It waits for an answer at its first step, and it is not even sent.
                     assert await cancelled_at(1, "scope" if way == "late" else way, call)
-                    await first._transport.aclose()
+                    first._end(ConnectionLost("cut"))
                     await eventually(partial(is_another, mesh, first))
                 assert len(mesh._session.outbox) == 0
                 await mesh.publish("t", b"later")
