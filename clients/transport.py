@@ -230,6 +230,8 @@ class _StreamTransport:
         async with self._sending:
             try:
                 await self._stream.send(data)
+            except anyio.EndOfStream:  # TLS finds that out when it sends, too
+                raise ConnectionLost(_CLOSED) from None
             except _BROKEN as error:
                 raise _lost(error) from None
 

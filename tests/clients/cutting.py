@@ -42,8 +42,9 @@ class Cut:
 class CuttingProxy:
     """Leads to a node, and cuts connections as planned."""
 
-    def __init__(self, node_port: int, *cuts: Cut) -> None:
+    def __init__(self, node_port: int, *cuts: Cut, scheme: str = "ganglion") -> None:
         self.port = 0
+        self.scheme = scheme
         self.plan = list(cuts)
         """What the connections to come will suffer, the next one first."""
         self.accepted = 0
@@ -58,7 +59,7 @@ class CuttingProxy:
     @property
     def url(self) -> str:
         """Where a client connects to."""
-        return f"ganglion://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["CuttingProxy"]:
