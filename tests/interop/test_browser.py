@@ -3,6 +3,7 @@
 Screenshots are left in ``.reports/`` for whoever wants to look.
 """
 
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from tests.support import Daemon, start_daemon
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS = ROOT / ".reports"
 CHROMIUM = "/usr/bin/chromium"
+WIDTH, HEIGHT = 900, 700
+EMPTY_PICTURE_BYTES = 5000
+"""An empty page of this size is a PNG of some 3,000 bytes."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page of its own; an error on it that nobody catches fails the test."""
-    page = browser.new_page(viewport={"width": 900, "height": 700})
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
@@ -50,10 +54,15 @@ def url_of(node: Daemon, path: str = "/") -> str:
     return f"http://127.0.0.1:{node.ports['web']}{path}"
 
 
-def photograph(page: Page, name: str) -> None:
-    """Leave a screenshot."""
+def photograph(page: Page, name: str, *shown: str) -> None:
+    """Leave a screenshot, on which these texts can be seen, and nothing sticks out to the side."""
+    for text in shown:
+        expect(page.get_by_text(text).last).to_be_in_viewport(ratio=1)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     REPORTS.mkdir(exist_ok=True)
-    page.screenshot(path=REPORTS / f"{name}.png")
+    picture = page.screenshot(path=REPORTS / f"{name}.png")
+    assert picture[12:24] == b"IHDR" + struct.pack("!II", WIDTH, HEIGHT)
+    assert len(picture) > EMPTY_PICTURE_BYTES
 
 
 def test_landing_page(node: Daemon, page: Page) -> None:
@@ -72,7 +81,9 @@ def test_landing_page(node: Daemon, page: Page) -> None:
     page.get_by_label("Topic", exact=True).fill("$SYS/no")
     page.get_by_role("button", name="Publish").click()
     expect(page.locator("#receipt.bad")).to_contain_text("belong to the node")
-    photograph(page, "landing-page")
+    photograph(
+        page, "landing-page", "Subscribed to hello/#.", "belong to the node", "from a browser"
+    )
 
 
 def test_live_order(node: Daemon, page: Page) -> None:
@@ -87,7 +98,7 @@ def test_live_order(node: Daemon, page: Page) -> None:
         page.get_by_role("button", name="Order").click()
         expect(page.locator("#state")).to_have_text("delivered")
         expect(page.locator("#steps li").last).to_contain_text("delivered")
-        photograph(page, "live-order")
+        photograph(page, "live-order", "delivered")
         process.terminate()
 
 

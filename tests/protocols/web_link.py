@@ -100,7 +100,9 @@ def frame(
     header = bytes((first, second)) + (size.to_bytes(length_size, "big") if length_size else b"")
     if mask is None:
         return header + payload
-    return header + mask + bytes(each ^ mask[at % 4] for at, each in enumerate(payload))
+    key = mask * (len(payload) // 4 + 1)
+    masked = int.from_bytes(payload, "little") ^ int.from_bytes(key[: len(payload)], "little")
+    return header + mask + masked.to_bytes(len(payload), "little")
 
 
 @dataclass(frozen=True, slots=True)

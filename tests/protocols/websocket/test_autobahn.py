@@ -1,5 +1,7 @@
 """Each case of the Autobahn suite, as it sends it, whole, byte by byte, with bytes behind it."""
 
+import re
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -16,9 +18,11 @@ from tests.protocols.web_link import (
     frame,
     whole,
 )
-from tests.protocols.websocket.autobahn import CASES, Case
+from tests.protocols.websocket.autobahn import CASES, LARGE, Case
 
-LIMITS = Limits(connect_size_max_bytes=8 * 1024 * 1024)  # the suite sends much in its first message
+LIMITS = Limits(connect_size_max_bytes=16 * 1024 * 1024)  # a first message may be as large
+SLOW = re.compile(r"9\.[12]\.[456]|9\.[34]\.\d|9\.[56]\.[123]")
+"""Those that take more than a quarter of a second."""
 SMALL_BYTES = 4096
 
 
@@ -75,7 +79,21 @@ def test_case_byte_by_byte(case: Case) -> None:
     play(case, byte_by_byte)
 
 
-def test_numbers_are_unique() -> None:
-    """Each case is there once."""
-    numbers = [case.number for case in CASES]
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, marks=[pytest.mark.slow] if SLOW.fullmatch(number) else [])
+        for number in LARGE
+    ],
+)
+def test_large_case(number: str) -> None:
+    """Messages of every size, cut and chopped in every way, and many in a row."""
+    play(LARGE[number](), None)
+
+
+def test_the_suite_is_complete() -> None:
+    """Each case of the suite is there once: so many there are in each of its categories."""
+    numbers = [*(case.number for case in CASES), *LARGE]
     assert len(numbers) == len(set(numbers))
+    of_the_suite = Counter(int(each.split(".")[0]) for each in numbers if "-" not in each)
+    assert of_the_suite == {1: 16, 2: 11, 3: 7, 4: 10, 5: 20, 6: 145, 7: 37, 9: 54, 10: 1}
