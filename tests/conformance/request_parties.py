@@ -27,12 +27,14 @@ __all__ = [
     "Mqtt5Asker",
     "NativeAnswerer",
     "NativeAsker",
+    "dropped_replies",
 ]
 
 _MESSAGE_EXPIRY, _RESPONSE_TOPIC, _CORRELATION, _USER = 0x02, 0x08, 0x09, 0x26
 _RESPONSE_INFORMATION = 0x1A
 _CALL, _REPLY, _CANCELLED, _OK, _ERROR, _HELLO = 5, 6, 7, 11, 12, 32
 _REQUEST, _GATHER, _SERVE, _ANSWER, _CANCEL, _PING, _PONG = 80, 81, 82, 83, 85, 14, 15
+_STATISTICS = 100
 _NATIVE_CODES = {
     "no_responders": "no-responder",
     "responder_gone": "responder-left",
@@ -438,6 +440,14 @@ class NativeAnswerer(Answerer):
     def expect_nothing(self) -> None:
         """PONG is next."""
         self._native.expect_nothing()
+
+
+def dropped_replies(broker: BrokerProcess) -> int:
+    """How many answers the broker has dropped, for whatever reason, by its own statistics."""
+    native = _Native(broker)
+    dropped: dict[str, int] = native.call(_STATISTICS)["dropped"]
+    native.socket.close()
+    return sum(count for reason, count in dropped.items() if reason.startswith("reply"))
 
 
 ASKERS: dict[str, Callable[[BrokerProcess], Asker]] = {

@@ -22,6 +22,7 @@ from tests.conformance.request_parties import (
     Mqtt5Asker,
     NativeAnswerer,
     NativeAsker,
+    dropped_replies,
 )
 from tests.support import BrokerProcess, RawClient, publish_packet, start_daemon, text, until
 
@@ -180,15 +181,17 @@ def test_responders_share_the_work(make_pair: MakePair, asks: str, answers: str)
 
 @pytest.mark.slow
 @every_pair_that_the_broker_keeps
-def test_the_deadline(make_pair: MakePair, asks: str, answers: str) -> None:
-    """It is an error when the time is over; the late answer is no other request's."""
+def test_the_deadline(broker: BrokerProcess, make_pair: MakePair, asks: str, answers: str) -> None:
+    """It is an error when the time is over; the late answer is no other request's, and counted."""
     pair = make_pair(asks, answers)
     late = pair.asker.ask(pair.topic, b"1", timeout_s=1)
     call = pair.answerer.take()
     assert pair.asker.hear() == Heard(late, error="deadline")
     now = pair.asker.ask(pair.topic, b"2")
+    dropped = dropped_replies(broker)
     pair.answerer.answer(call, b"late")
     pair.asker.expect_nothing()
+    until(lambda: dropped_replies(broker) == dropped + 1, what="the count of the late answer")
     pair.answerer.answer(pair.answerer.take(), b"in time")
     assert pair.asker.hear() == Heard(now, b"in time")
 
