@@ -61,12 +61,14 @@ async def sweep(port: int, part: Part, cuts: Iterable[tuple[Cut, ...]]) -> int:
             await play(port, part, other, f"{part.__name__}-{played}", *each)
 
     async with patient(f"ganglion://127.0.0.1:{port}") as other:
+        await other.flush()  # its tasks run
         open_before, tasks_before = sockets(), len(anyio.get_running_tasks())
         async with anyio.create_task_group() as tasks:
             for _ in range(AT_ONCE):
                 tasks.start_soon(play_some)
-        await eventually(lambda: sockets() <= open_before)
-        await eventually(lambda: len(anyio.get_running_tasks()) <= tasks_before)
+        with anyio.fail_after(ATTEMPT_S):
+            await eventually(lambda: sockets() <= open_before)
+            await eventually(lambda: len(anyio.get_running_tasks()) <= tasks_before)
     return played
 
 
