@@ -17,8 +17,14 @@ function tell(output, text, isBad = false) {
   at(output).className = isBad ? "bad" : "";
 }
 
+function connected() {
+  if (!mesh) throw new Error("There is no connection: the node asks for a name and a password, or is not there.");
+  return mesh;
+}
+
 async function begin(options = {}) {
   await mesh?.close();
+  mesh = undefined;
   show("connecting");
   try {
     const address = new URL("/ws", location.href);
@@ -58,12 +64,12 @@ function onSubmit(form, output, act) {
 
 onSubmit("publish", "receipt", async (fields) => {
   const options = { retain: fields.has("retain") };
-  const { subscribers, queues, streams } = await mesh.publish(fields.get("topic"), fields.get("payload"), options);
+  const { subscribers, queues, streams } = await connected().publish(fields.get("topic"), fields.get("payload"), options);
   return `Went to ${subscribers} subscribers, ${queues} queues and ${streams} streams.`;
 });
 
 onSubmit("subscribe", "subscribed", async (fields) => {
-  const { filter } = await mesh.subscribe(fields.get("filter"), addRow);
+  const { filter } = await connected().subscribe(fields.get("filter"), addRow);
   return `Subscribed to ${filter}.`;
 });
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.interop.test_js_client import NODE, PROGRAM, address
@@ -84,6 +85,28 @@ def test_landing_page(node: Daemon, page: Page) -> None:
     photograph(
         page, "landing-page", "Subscribed to hello/#.", "belong to the node", "from a browser"
     )
+
+
+def test_landing_page_with_a_password(tmp_path: Path, page: Page) -> None:
+    """Where names are asked for the page says so, and takes one."""
+    users = tmp_path / "users"
+    users.write_text(f"ada:{PasswordHasher(1, 8, 1).hash('sesame')}\n")
+    users.chmod(0o600)
+    config = f'access.users = "{users}"\n[[rules]]\neffect = "allow"\ntopics = "#"\n'
+    with start_daemon("--web", "127.0.0.1:0", config=config) as node:
+        page.goto(url_of(node))
+        expect(page.locator("#state")).to_have_text("closed")
+        expect(page.get_by_label("Password")).to_be_visible()
+        page.get_by_role("button", name="Publish").click()
+        expect(page.locator("#receipt.bad")).to_contain_text("There is no connection")
+        page.get_by_label("User").fill("ada")
+        for password, outcome in (("wrong", "name or password is wrong"), ("sesame", "as ada")):
+            page.get_by_label("Password").fill(password)
+            page.get_by_role("button", name="Connect").click()
+            expect(page.locator("#node")).to_contain_text(outcome)
+        page.get_by_role("button", name="Publish").click()
+        expect(page.locator("#receipt")).to_contain_text("Went to 0 subscribers")
+        photograph(page, "landing-page-as-ada", "as ada", "Went to 0 subscribers")
 
 
 def test_live_order(node: Daemon, page: Page) -> None:
