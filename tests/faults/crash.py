@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tests.faults.disk import PowerLoss
 from tests.support import (
     DEADLINE_S,
     Closed,
@@ -197,8 +198,16 @@ class Peer:
 class CrashRun:
     """A data directory, the roles that use it, and a daemon that is killed again and again."""
 
-    def __init__(self, directory: Path, seed: int, roles: Sequence[Role]) -> None:
-        self._directory = directory
+    def __init__(
+        self, directory: Path, seed: int, roles: Sequence[Role], recorder: Path | None = None
+    ) -> None:
+        """With a `recorder` (see `disk`) each kill is a power loss."""
+        self._data = directory / "data"
+        self._power: PowerLoss | None = None
+        self._what_is_left = ""
+        if recorder is not None:
+            self._data.mkdir()
+            self._power = PowerLoss(recorder, self._data, random.Random(seed))
         self._chance = random.Random(seed)
         self._roles = roles
         self._threads: list[threading.Thread] = []
@@ -217,8 +226,11 @@ class CrashRun:
             settle = number % SETTLE_EVERY == 0 or number == kills
             if self._chance.random() < 0.3:
                 self._kill_while_it_starts()
-            flags = ("--native", "127.0.0.1:0", "--data", str(self._directory / "data"))
-            with start_daemon(*flags) as daemon:
+            flags = ("--native", "127.0.0.1:0", "--data", str(self._data))
+            if self._power is not None:
+                self._power.begin()
+            environment = {} if self._power is None else self._power.environment
+            with start_daemon(*flags, env=environment) as daemon:
                 try:
                     self._load(daemon.ports, is_first=number == 1)
                     self._failed.wait(self._chance.uniform(0.0, 0.4))
@@ -229,6 +241,8 @@ class CrashRun:
                     daemon.kill()
                     self._join(self._threads)
                 self._judge(number, daemon)
+            if self._power is not None:
+                self._what_is_left = self._power.lose()
             if settle:
                 say(number)
 
@@ -236,7 +250,7 @@ class CrashRun:
         """Recovery has to bear a kill as well: nobody is told anything, nothing may be lost."""
         command = [sys.executable, "-m", "ganglion", "serve", "--mqtt", "127.0.0.1:0"]
         with subprocess.Popen(
-            [*command, "--data", str(self._directory / "data")],
+            [*command, "--data", str(self._data)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -297,6 +311,7 @@ class CrashRun:
 
     def _judge(self, number: int, daemon: Daemon) -> None:
         log = daemon.log[-4000:]
-        demand(not self._failures, f"kill {number}: {'; '.join(self._failures)}\n{log}")
+        left = self._what_is_left and f" (before it the power loss left: {self._what_is_left})"
+        demand(not self._failures, f"kill {number}{left}: {'; '.join(self._failures)}\n{log}")
         bad = [each for each in daemon.events if each.get("level") in ("error", "critical")]
         demand(not bad and "Traceback" not in log, f"kill {number}: the daemon logged\n{log}")

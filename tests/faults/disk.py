@@ -8,6 +8,9 @@ has promised by then: contents that were synced, and names whose directory was s
 * of the names: those that were changed first, as a journal would, from none to all;
 * of a file's contents: none of the writes since its last sync, all, the first ones with the last of
   them torn, or any of the pages that they touched.
+
+`PowerLoss` puts that between the lives of a process: what it left is replaced by what a power loss
+at its end could leave.
 """
 
 import os
@@ -19,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
 
-__all__ = ["Disk", "Operation", "read_recording", "recorder"]
+__all__ = ["Disk", "Operation", "PowerLoss", "read_recording", "recorder"]
 
 _HEADER = Struct("<c3xiQII")  # what, descriptor, number, size of the first and the second part
 _PAGE = 4096
@@ -185,6 +188,38 @@ class Disk:
                 said.append(f"{place.name}: {mode}")
             place.write_bytes(_survivors(file, mode, chance))
         return ", ".join(said)
+
+
+class PowerLoss:
+    """A directory that loses its power at the end of each life of the process that works there."""
+
+    def __init__(self, library: Path, directory: Path, chance: random.Random) -> None:
+        """`library` is the `recorder`; beside the directory there is to be nothing else."""
+        self._directory = directory
+        self._recording = directory.with_name(f"{directory.name}.recording")
+        self._chance = chance
+        self._disk = Disk(directory)
+        self.environment = {
+            "LD_PRELOAD": str(library),
+            "RECORD_BELOW": str(directory),
+            "RECORD_TO": str(self._recording),
+        }
+        """What to run the process with."""
+
+    def begin(self) -> None:
+        """A life begins: what is there is on the disk for certain."""
+        self._recording.unlink(missing_ok=True)
+        self._disk = Disk(self._directory)
+
+    def lose(self) -> str:
+        """The process was killed: leave what the disk has; what that is, for the report."""
+        for operation in read_recording(self._recording):
+            self._disk.do(operation)
+        left = self._directory.with_name(f"{self._directory.name}.left")
+        said = self._disk.lose_power(self._chance, left)
+        shutil.rmtree(self._directory)
+        left.rename(self._directory)
+        return said
 
 
 def _rename(

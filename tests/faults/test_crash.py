@@ -3,7 +3,8 @@
 What the peers do, and what they hold the broker to, is in `crash_sessions`, `crash_sources` and
 `crash_native`.
 
-By hand, for hours: ``python -m tests.faults.test_crash sources --kills 5000 --seed 7``.
+By hand, for hours: ``python -m tests.faults.test_crash sources --kills 5000 --seed 7``; with
+``--power-loss`` each kill also takes from the disk what was not synced, or a part of it.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import pytest
 
 from tests.faults.crash import CrashRun, Role
 from tests.faults.crash_native import (
@@ -24,8 +27,10 @@ from tests.faults.crash_native import (
 )
 from tests.faults.crash_sessions import Changer, Comer, Publisher, Retainer, Subscriber
 from tests.faults.crash_sources import Consumer, Follower, Sender, Work
+from tests.faults.disk import recorder
 
 KILLS = int(os.environ.get("TEST_KILLS", "50"))
+LOSSES = int(os.environ.get("TEST_POWER_LOSSES", "60")) // 6  # of power, for each load
 SEED = int(os.environ.get("TEST_SEED", "20260102"))
 
 
@@ -99,8 +104,18 @@ def native(seed: int) -> tuple[Sequence[Sender], list[Role]]:
 LOADS = {"sessions": sessions, "sources": sources, "native": native}
 
 
-def crash(load: str, directory: Path, kills: int, seed: int, say: Callable[[str], None]) -> None:
-    """Kill a daemon under a load of that name so often. Raises `Broken`."""
+def crash(
+    load: str,
+    directory: Path,
+    kills: int,
+    seed: int,
+    say: Callable[[str], None],
+    recorder: Path | None = None,
+) -> None:
+    """Kill a daemon under a load of that name so often. Raises `Broken`.
+
+    With a `recorder` (see `disk`) each kill is a power loss.
+    """
     publishers, roles = LOADS[load](seed)
 
     def progress(number: int) -> None:
@@ -108,7 +123,7 @@ def crash(load: str, directory: Path, kills: int, seed: int, say: Callable[[str]
         say(f"{number} kills, {sent} messages acknowledged")
 
     try:
-        CrashRun(directory, seed, roles).go(kills, progress)
+        CrashRun(directory, seed, roles, recorder).go(kills, progress)
     except AssertionError as error:
         raise AssertionError(f"TEST_SEED={seed}: {error}") from error
     for role in roles:
@@ -137,12 +152,19 @@ def test_deletes_and_sending_again_survive_kills(tmp_path: Path) -> None:
     crash("native", tmp_path, KILLS, SEED, lambda _: None)
 
 
+@pytest.mark.parametrize("load", sorted(LOADS))
+def test_power_losses(load: str, tmp_path: Path) -> None:
+    """The same promises hold when each kill takes what was not synced, or leaves it torn."""
+    crash(load, tmp_path, LOSSES, SEED, lambda _: None, recorder(tmp_path))
+
+
 def main() -> None:
     """Run the harness by hand for as many kills as wished."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("load", choices=sorted(LOADS))
     parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--power-loss", action="store_true")
     options = parser.parse_args()
 
     def say(line: str) -> None:
@@ -151,7 +173,8 @@ def main() -> None:
 
     say(f"seed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="ganglion-crash-") as directory:
-        crash(options.load, Path(directory), options.kills, options.seed, say)
+        library = recorder(Path(directory)) if options.power_loss else None
+        crash(options.load, Path(directory), options.kills, options.seed, say, library)
 
 
 if __name__ == "__main__":
