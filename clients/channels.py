@@ -132,7 +132,7 @@ class Channel(Generic[_T]):
         self._taken = 0
         self.at: Attached | None = None
         """Where it is attached; None: there is no connection, or it is closed."""
-        self.dropped = 0
+        self.dropped: int = 0
         """How many items were lost because nobody took them in time, here or at the node."""
 
     # -- for programs ------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import anyio
@@ -112,8 +111,7 @@ class _SocketTransport:
 
     async def pump(self, on_data: Callable[[bytes], None]) -> None:
         if _is_asyncio():
-            with suppress(NotImplementedError):  # Windows has loops that cannot watch a socket
-                await self._pump_under_asyncio(on_data)
+            await self._pump_under_asyncio(on_data)
         while True:
             on_data(await self.receive())
 
@@ -139,7 +137,10 @@ class _SocketTransport:
             if ended.done():
                 loop.remove_reader(self._socket)
 
-        loop.add_reader(self._socket, on_readable)
+        try:
+            loop.add_reader(self._socket, on_readable)
+        except RuntimeError:
+            return  # Windows has loops that cannot watch a socket: `receive` is for them
         try:
             await ended
         finally:
