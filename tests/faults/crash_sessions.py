@@ -5,7 +5,8 @@
   of QoS 2 exactly once;
 * a retained value is the last acknowledged one, or one that was on its way after it;
 * a subscription that was acknowledged is there, and one whose end was acknowledged is not;
-* a session is present exactly when its last acknowledged CONNECT made it so.
+* a session is present exactly when its last acknowledged CONNECT made it so;
+* the will of a client that was connected when the broker was killed is published after that.
 """
 
 import random
@@ -43,7 +44,7 @@ from tests.support import (
     text,
 )
 
-__all__ = ["Changer", "Comer", "Publisher", "Retainer", "Subscriber", "numbered"]
+__all__ = ["Changer", "Comer", "Publisher", "Retainer", "Subscriber", "Testator", "numbered"]
 
 
 class Publisher(Peer):
@@ -292,6 +293,66 @@ class Changer(Peer):
                 client.send(frame(0xA2, b"\0\1" + properties + text(topic)))
             client.expect_kind(SUBACK if wanted else UNSUBACK)
             self._known[topic] = wanted
+
+
+class Testator(Peer):
+    """Has a will on every connection, which somebody with a durable session waits for."""
+
+    TOPIC = "will/testator"
+
+    def __init__(self) -> None:
+        super().__init__("testator", 5)
+        self._heir = Peer("heir", 5)
+        self._number = 0
+        self._is_owed: bool | None = False
+        """Whether the will of the last connection has to come; None: it may."""
+
+    def check(self, ports: Ports) -> None:
+        """The will of the last life comes, if the broker has said that it has it."""
+        with RawClient(ports["mqtt"]) as client:
+            is_first = not self._heir.was_greeted
+            self._heir.join(client)
+            if is_first:
+                client.subscribe(self.TOPIC, options=1, version=5)
+            client.send(b"\xc0\x00")
+            is_answered = came = False
+            while not is_answered or (self._is_owed and not came):
+                packet = client.read_packet()
+                if packet.kind == PINGRESP:
+                    is_answered = True
+                    continue
+                _, packet_id, payload = parse_publish(packet, 5)
+                number = numbered(payload)[1]
+                demand(number == self._number, f"will {number} came, not {self._number}")
+                demand(self._is_owed is not False, f"will {number} came, and was taken back")
+                client.send(acknowledgement(PUBACK, packet_id))
+                came = True
+            # What was acknowledged here may come again, and must not be taken for the next one.
+            client.send(publish_packet("will/mark", b"", qos=2, packet_id=1, version=5))
+            while client.read_packet().kind != PUBREC:
+                pass
+
+    def work(self, client: RawClient, is_over: Callable[[], bool]) -> None:
+        """Be connected until the broker is gone, or `is_over`; then leave with a word."""
+        self._number += 1
+        self._is_owed = None
+        client.send(
+            connect_packet(
+                self.name,
+                version=5,
+                clean=False,
+                will=(self.TOPIC, b"testator %d" % self._number, 1, False),
+                properties=b"\x11" + (3600).to_bytes(4, "big"),
+            )
+        )
+        demand(client.expect_kind(CONNACK).body[1] == 0, f"{self.name}: refused")
+        self._is_owed = True
+        while not is_over():
+            client.ping()
+            time.sleep(0.01)
+        self._is_owed = None
+        client.send(b"\xe0\x00")
+        client.read_to_end()
 
 
 class Comer(Peer):

@@ -25,7 +25,14 @@ from tests.faults.crash_native import (
     Resender,
     StreamRemaker,
 )
-from tests.faults.crash_sessions import Changer, Comer, Publisher, Retainer, Subscriber
+from tests.faults.crash_sessions import (
+    Changer,
+    Comer,
+    Publisher,
+    Retainer,
+    Subscriber,
+    Testator,
+)
 from tests.faults.crash_sources import Consumer, Follower, Sender, Work
 from tests.faults.disk import recorder
 
@@ -50,6 +57,7 @@ def sessions(seed: int) -> tuple[Sequence[Sender], list[Role]]:
             for version in (4, 5)
         ),
         Comer(random.Random(seed + 2)),
+        Testator(),
     ]
 
 
@@ -132,7 +140,7 @@ def crash(
             assert role.taken_before > 0, f"{role.name} never sent again what had been taken"
         elif isinstance(role, (QueueRemaker, StreamRemaker)):
             say(f"{role.name}: {role.deleted} deletions")
-            assert role.deleted > kills // 4, f"{role.name} got hardly to a deletion"
+            assert role.deleted > 0, f"{role.name} never got to a deletion"
     for publisher in publishers:
         assert publisher.acknowledged > kills, f"{publisher.name} got hardly anything through"
 
