@@ -372,6 +372,12 @@ class Backlog:
     def settle_run(self, deliveries: list[Delivery]) -> None:
         """As `settle`, of many: those of a chunk that stand one behind the other in one step."""
         first, count = 0, len(deliveries)
+        if count and deliveries[0][3] is deliveries[-1][3]:
+            # most are of one commit: which is found out in a fifth of the time
+            chunk = deliveries[0][3]
+            if [delivery[3] for delivery in deliveries].count(chunk) == count:
+                self._settle_run(chunk, deliveries)
+                return
         while first < count:
             chunk = deliveries[first][3]
             stop = first + 1
@@ -381,8 +387,7 @@ class Backlog:
             first = stop
 
     def _settle_run(self, chunk: Chunk | None, deliveries: list[Delivery]) -> None:
-        messages = [delivery[0] for delivery in deliveries]
-        if chunk is None or {message.shared for message in messages} != {None}:
+        if chunk is None or self._shared:
             for delivery in deliveries:
                 self.settle(delivery)
             return
@@ -392,6 +397,7 @@ class Backlog:
         chunk.waiting -= count
         self.count -= count
         if self.count:
+            messages = [delivery[0] for delivery in deliveries]
             self.size_bytes -= sum(
                 [
                     len(message.topic) + len(message.payload)

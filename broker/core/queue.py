@@ -36,7 +36,6 @@ long a message may live counts from when it was ready first.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import count as count_from
 from math import ceil
 from random import Random
 from typing import Final, Literal
@@ -389,8 +388,14 @@ class Queue:
         """It may have room: give it what is ready when its turn comes."""
         if consumer in self.consumers:
             consumer.side.waiting[consumer] = None
+            if self._is_dry():
+                return  # as after most acknowledgements: what comes is dispatched when it comes
             self.dispatch()
             self._watch_expiry()
+
+    def _is_dry(self) -> bool:
+        """Whether there is nothing to give to anybody."""
+        return not self._sides.count and all(lane.is_empty for lane in self._lanes)
 
     def dispatch(self) -> None:
         """Give what is ready to the consumers, in turn, as far as they have room."""
@@ -498,10 +503,8 @@ class Queue:
             for lease, delivery in enumerate(deliveries, first):
                 if how_often := self._attempts_of(delivery):
                     attempts[lease] = how_often
-        consumer.sink.deliver(
-            list(zip(count_from(first), [each[0] for each in deliveries], strict=False)),
-            attempts,
-        )
+        leases = range(first, self._next_lease)
+        consumer.sink.deliver(leases, [each[0] for each in deliveries], attempts)
         return len(deliveries)
 
     def _take_singly(self, side: Side, now: float, most: int) -> list[Delivery]:

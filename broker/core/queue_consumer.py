@@ -23,8 +23,8 @@ class ConsumerSink(Protocol):
         """How many messages it takes now. After 0 or less it calls `Consumer.pull` in the end."""
         ...
 
-    def deliver(self, leases: list[tuple[int, Message]], attempts: dict[int, int]) -> None:
-        """Take messages, each under a lease, no more than there was room for.
+    def deliver(self, leases: range, messages: list[Message], attempts: dict[int, int]) -> None:
+        """Take messages, each under its lease, no more than there was room for.
 
         `attempts` says of some of the leases how often their message was delivered in vain. What
         it cannot take it gives back.

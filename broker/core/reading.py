@@ -17,7 +17,7 @@ The option ``credit`` says how many messages the client may have unacknowledged,
 a consumer of a queue is one (`canaries`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -283,7 +283,7 @@ class QueueReader:
         if self._is_stopped:
             self.stop()
 
-    def acknowledged_run(self, numbers: list[int]) -> None:
+    def acknowledged_run(self, numbers: Sequence[int]) -> None:
         """The client is done with all of these."""
         self._consumer.acknowledge_run(numbers)
         if self._is_stopped:
@@ -329,14 +329,14 @@ class QueueReader:
         # what is not acknowledged when its lease runs out is not its own any more
         return min(self._session.room(), self._credit - len(self._consumer.leases))
 
-    def deliver(self, leases: list[tuple[int, Message]], attempts: dict[int, int]) -> None:
+    def deliver(self, leases: range, messages: list[Message], attempts: dict[int, int]) -> None:
         """Send them to the client."""
         if attempts:
-            leases = [
-                (lease, _counted(message, attempts[lease]) if lease in attempts else message)
-                for lease, message in leases
+            messages = [
+                _counted(message, attempts[lease]) if lease in attempts else message
+                for lease, message in zip(leases, messages, strict=True)
             ]
-        self._session.give(leases, self._terms)
+        self._session.give(leases, messages, self._terms)
 
     def ended(self) -> None:
         """The queue was deleted; the client goes on waiting, for it may be made again."""
@@ -397,7 +397,8 @@ class StreamReader:
             if not records:
                 return  # the session is woken when there are
             self._unacknowledged += len(records)
-            session.give([(each.sequence, _message(each)) for each in records], self._terms)
+            numbers = [each.sequence for each in records]
+            session.give(numbers, list(map(_message, records)), self._terms)
 
     def acknowledged(self, number: int) -> None:
         """The client is done with it."""
@@ -407,7 +408,7 @@ class StreamReader:
             if self._is_stopped and self._unacknowledged <= 0:
                 self.close()
 
-    def acknowledged_run(self, numbers: list[int]) -> None:
+    def acknowledged_run(self, numbers: Sequence[int]) -> None:
         """The client is done with all of these."""
         for number in numbers:
             self.acknowledged(number)

@@ -74,7 +74,7 @@ class Source(Protocol):
         """The client is done with what was given under this number."""
         ...
 
-    def acknowledged_run(self, numbers: list[int]) -> None:
+    def acknowledged_run(self, numbers: Sequence[int]) -> None:
         """The same of many at a time."""
         ...
 
@@ -297,8 +297,8 @@ class Session:
             return 0
         return self.window - len(self.inflight)
 
-    def give(self, messages: Sequence[tuple[int, Message]], terms: Terms) -> None:
-        """Send messages of a source, with their numbers there; there is room for them.
+    def give(self, numbers: Sequence[int], messages: Sequence[Message], terms: Terms) -> None:
+        """Send messages of a source, which have these numbers there; there is room for them.
 
         The source is told of those that the client cannot take.
         """
@@ -309,15 +309,15 @@ class Session:
         send = sink.send
         refused: list[int] = []  # told afterwards: the source may give more then
         if not terms.qos:
-            for number, message in messages:
+            for number, message in zip(numbers, messages, strict=True):
                 if send(0, message, terms, False):
                     source.acknowledged(number)
                 else:
                     refused.append(number)
-        elif len(messages) < _RUN_MIN or not self._give_run(messages, terms, sink):
+        elif len(messages) < _RUN_MIN or not self._give_run(numbers, messages, terms, sink):
             inflight = self.inflight
             packet_id = self._next_id
-            for number, message in messages:
+            for number, message in zip(numbers, messages, strict=True):
                 packet_id = packet_id % 65_535 + 1
                 while packet_id in inflight:
                     packet_id = packet_id % 65_535 + 1
@@ -329,17 +329,18 @@ class Session:
         for number in refused:
             source.refused(number, UNSENDABLE)
 
-    def _give_run(self, messages: Sequence[tuple[int, Message]], terms: Terms, sink: Sink) -> bool:
+    def _give_run(
+        self, numbers: Sequence[int], messages: Sequence[Message], terms: Terms, sink: Sink
+    ) -> bool:
         """Send them all at once, if they are alike: that costs a fifth of one by one."""
         first = self._next_id + 1
         packet_ids = range(first, first + len(messages))
         inflight = self.inflight
         if terms.qos != 1 or packet_ids.stop > 65_536 or not inflight.keys().isdisjoint(packet_ids):
             return False
-        numbers, found = zip(*messages, strict=True)
-        if not sink.send_run(first, found, terms):
+        if not sink.send_run(first, messages, terms):
             return False
-        given = zip(found, repeat(terms), numbers, repeat(None), strict=False)
+        given = zip(messages, repeat(terms), numbers, repeat(None), strict=False)
         inflight.update(zip(packet_ids, given, strict=True))
         self._next_id = packet_ids[-1]
         return True
@@ -542,21 +543,19 @@ class Session:
         That is, given by one source, or on the way in memory only.
         """
         inflight = self.inflight
-        found = [inflight.get(packet_id) for packet_id in packet_ids]
-        first = found[0]
-        if first is None or len(set(packet_ids)) != len(packet_ids):
+        count = len(packet_ids)
+        # by columns: a third of the time of a look at each
+        found = list(filter(None, map(inflight.get, packet_ids)))
+        if len(found) != count or len(set(packet_ids)) != count:
             return False
-        terms = first[1]
-        source = terms.source
-        numbers = [
-            each[2] for each in found if each is not None and each[1] is terms and each[3] is None
-        ]
-        if terms.qos != 1 or len(numbers) != len(packet_ids):
+        _, all_terms, numbers, chunks = zip(*found, strict=True)
+        terms = all_terms[0]
+        if terms.qos != 1 or all_terms.count(terms) != count or chunks.count(None) != count:
             return False
         for packet_id in packet_ids:
             del inflight[packet_id]
-        if source is not None:
-            source.acknowledged_run(numbers)
+        if terms.source is not None:
+            terms.source.acknowledged_run(numbers)
         return True
 
     # -- connections come and go -----------------------------------------------------------------

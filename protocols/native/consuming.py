@@ -74,27 +74,17 @@ class QueueChannel:
             return 0
         return min(self._credit - len(self._consumer.leases), _AT_ONCE)
 
-    def deliver(self, leases: list[tuple[int, Message]], attempts: dict[int, int]) -> None:
+    def deliver(self, leases: range, messages: list[Message], attempts: dict[int, int]) -> None:
         """Send them."""
         connection = self._connection
         node = connection.server.node
         now = node.timers.now
-        jobs: list[tuple[Any, ...]] = []
-        if not attempts and not any(
-            message.properties or message.expires_at is not None for _, message in leases
-        ):
-            jobs = [(lease, message.topic, message.payload) for lease, message in leases]
-            leases = []
-        for lease, message in leases:
-            members = properties_of(message, now)
-            members.pop("delay_s", None)  # it is over
-            count = attempts.get(lease)
-            if count:
-                jobs.append((lease, message.topic, message.payload, members or None, count))
-            elif members:
-                jobs.append((lease, message.topic, message.payload, members))
-            else:
-                jobs.append((lease, message.topic, message.payload))
+        given = zip(leases, messages, strict=True)
+        jobs: list[tuple[Any, ...]]
+        if attempts or any(each.properties or each.expires_at is not None for each in messages):
+            jobs = [_job(lease, each, attempts.get(lease, 0), now) for lease, each in given]
+        else:
+            jobs = [(lease, each.topic, each.payload) for lease, each in given]
         connection.traffic.sent += len(jobs)
         data = connection.encode((_JOBS, self._number, jobs))
         connection.traffic.sent_bytes += len(data)
@@ -150,3 +140,13 @@ class QueueChannel:
     def extend(self, lease: int, lease_s: float) -> bool:
         """It is needed for so long from now on."""
         return self._consumer.extend(lease, lease_s)
+
+
+def _job(lease: int, message: Message, attempts: int, now: float) -> tuple[Any, ...]:
+    members = properties_of(message, now)
+    members.pop("delay_s", None)  # it is over
+    if attempts:
+        return (lease, message.topic, message.payload, members or None, attempts)
+    if members:
+        return (lease, message.topic, message.payload, members)
+    return (lease, message.topic, message.payload)

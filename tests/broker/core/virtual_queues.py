@@ -93,13 +93,13 @@ class Taker:
         """As much as it has not settled."""
         return self.credit - len(self.unsettled)
 
-    def deliver(self, leases: list[tuple[int, Message]], attempts: dict[int, int]) -> None:
+    def deliver(self, leases: range, messages: list[Message], attempts: dict[int, int]) -> None:
         """Keep them, or give them back at once."""
-        for lease, message in leases:
+        for lease, message in zip(leases, messages, strict=True):
             self.got.append((lease, message, attempts.get(lease, 0)))
             self.unsettled[lease] = message
         if self.refuses:
-            for lease, _ in leases:
+            for lease in leases:
                 self.nack(lease)
 
     def ended(self) -> None:
