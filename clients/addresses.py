@@ -93,7 +93,11 @@ class NodeAddress:
 
 
 def tls_context(
-    *, ca: Path | None, certificate: Path | None, key: Path | None, verify: bool
+    *,
+    ca: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    verify: bool = True,
 ) -> ssl.SSLContext:
     """How to talk TLS: whom to trust (the system's authorities without ``ca``), and who we are.
 
