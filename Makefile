@@ -10,7 +10,7 @@ DEV := .venv-dev
 UNIT := not slow and not interop and not faults
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint types imports format bench bench-durable bench-client clean
+.PHONY: help run test test-all lint types imports format reference bench bench-durable bench-client clean
 
 help:
 	@echo 'make run       start a broker on loopback (ARGS="..." for its flags)'
@@ -19,6 +19,7 @@ help:
 	@echo 'make lint      ruff: rules and format; make format applies them'
 	@echo 'make types     mypy and pyright, both strict'
 	@echo 'make imports   who may import whom (import-linter)'
+	@echo 'make reference write docs/reference.md from the docstrings of the client'
 	@echo 'make bench     side by side with Mosquitto and NATS (ARGS="--quick")'
 	@echo 'make bench-durable   what is kept, side by side with JetStream and RabbitMQ'
 	@echo 'make bench-client    the Python client, side by side with nats-py and aiomqtt'
@@ -68,6 +69,9 @@ types: $(DEV)/.filled
 
 imports: $(DEV)/.filled
 	$(DEV)/bin/lint-imports --no-logo
+
+reference: $(DEV)/.filled
+	$(DEV)/bin/python docs/reference.py
 
 bench: $(DEV)/.filled
 	$(DEV)/bin/python -m bench.compare $(ARGS)

@@ -219,9 +219,9 @@ class Mesh:
 
         ::
 
-        async with mesh.publisher() as publisher:
-            for order in orders:
-                await publisher.publish("orders/created", order)
+            async with mesh.publisher() as publisher:
+                for order in orders:
+                    await publisher.publish("orders/created", order)
         """
         if in_flight < 1:
             raise BadOption(f"in_flight must be 1 or more, not {in_flight}")

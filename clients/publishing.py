@@ -241,7 +241,7 @@ class Publisher:
             raise self._error.with_traceback(None)
 
     async def __aenter__(self) -> Self:
-        """Nothing is waited for."""
+        """Begin; nothing is waited for until it is left."""
         return self
 
     async def __aexit__(

@@ -44,6 +44,7 @@ from ganglion.protocols.native.operations import Code, Operation
 __all__ = ["Secret", "Session", "Settings", "State", "StateChange"]
 
 State = Literal["connecting", "open", "closed"]
+"""Of the connection: it is sought, is there, or will not be there any more."""
 Secret = str | Callable[[], "str | Awaitable[str]"]
 """A secret, or a function that is asked for it at each connection; it may be asynchronous."""
 

@@ -21,6 +21,7 @@ from ganglion.protocols.native.operations import CREDIT_MAX, Operation
 __all__ = ["Overflow", "Plain", "Subscription"]
 
 Overflow = Literal["block", "drop_oldest", "drop_newest"]
+"""What happens to messages that a subscription has no room for."""
 
 _ROUTES_MAX: Final = 8192
 """Topics whose subscriptions are remembered; about 200 bytes each."""

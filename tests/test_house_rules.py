@@ -64,7 +64,7 @@ def modules_of_package() -> list[Path]:
 def modules_of_checkout() -> list[Path]:
     """Every module that is shipped, and those that test, measure and explain it."""
     found = modules_of_package()
-    for folder in ("tests", "bench", "examples"):
+    for folder in ("tests", "bench", "examples", "docs"):
         found += sorted(
             path for path in (ROOT / folder).rglob("*.py") if "node_modules" not in path.parts
         )
