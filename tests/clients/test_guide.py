@@ -207,6 +207,19 @@ def test_the_examples_of_the_guide_are_true(
     run(place.backend, main)
 
 
+def test_the_program_of_the_readme_is_true(place: Place) -> None:
+    """It does its job, and waits for the next one."""
+    text = (GUIDE.parents[1] / "README.md").read_text("utf-8")
+    (code,) = [each["code"] for each in BLOCK.finditer(text) if "asyncio.run(" in each["code"]]
+    program = [sys.executable, "-u", "-c", place.code(code)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"{'order': 7}\n"
+        finally:
+            process.kill()
+
+
 def test_every_block_of_the_guide_is_found() -> None:
     """No block of Python escapes, and neither does what one prints."""
     text = GUIDE.read_text("utf-8")
