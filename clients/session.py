@@ -389,13 +389,12 @@ class Session:
         deadline_s = anyio.current_time() + float(drain.get("within_s") or 0.0)
         told = _parsed(drain.get("addresses"), old.address)
         self._known = tuple(dict.fromkeys((*told, *self._known)))
-        others = [
-            each
-            for each in (*self._known, *self.settings.addresses)
-            if str(each) != str(old.address)
-        ]
-        if not others:
-            return  # it is the only one: when it is gone, we connect to what comes after it
+        # Where we are comes last: behind a balancer, and with what comes after this node, it leads
+        # to another one.
+        others = sorted(
+            (*self._known, *self.settings.addresses),
+            key=lambda each: str(each) == str(old.address),
+        )
         attempt = 0
         link: Link | None = None
         while link is None:
@@ -406,11 +405,13 @@ class Session:
                     return
                 attempt += 1
         tasks.start_soon(link.run)
-        await self._confirmed_by(old, (deadline_s - anyio.current_time()) / 2)
+        await self._confirmed_by(old, link, (deadline_s - anyio.current_time()) / 2)
         if self.error is not None or link.error is not None:
             await link.close(Closed("another connection is used"))
-            self._drain = drain  # where the new one was lost
-            self._attention.set()
+            if not await _ends(old, self._pause_s(self._attempts)):
+                self._attempts += 1
+                self._drain = drain  # the new one was lost at once: again
+                self._attention.set()
             return
         attachments = [each.at for each in self._channels if each.at is not None]
         for attachment in attachments:
@@ -419,13 +420,16 @@ class Session:
         self._adopt(link)
         tasks.start_soon(self._retire, old, attachments, deadline_s)
 
-    async def _confirmed_by(self, old: Link, within_s: float) -> None:
-        """Hold what is to be published until this node has answered what it was sent."""
+    async def _confirmed_by(self, old: Link, new: Link, within_s: float) -> None:
+        """Hold what is to be published until the old node has answered what it was sent."""
         self.outbox.hold()
         try:
             with anyio.move_on_after(max(within_s, _HOLD_S)):
-                while self.outbox and old.error is None:
-                    await old.progress()
+                async with anyio.create_task_group() as waiting:
+                    waiting.start_soon(_cancel_at_end, waiting, new)
+                    while self.outbox and old.error is None:
+                        await old.progress()
+                    waiting.cancel_scope.cancel()
         finally:
             self.outbox.release()
 
@@ -557,6 +561,11 @@ async def _ends(link: Link, within_s: float) -> bool:
         while link.error is None:
             await link.progress()
     return link.error is not None
+
+
+async def _cancel_at_end(tasks: TaskGroup, link: Link) -> None:
+    await _ends(link, math.inf)
+    tasks.cancel_scope.cancel()
 
 
 def _parsed(urls: object, teller: NodeAddress) -> tuple[NodeAddress, ...]:

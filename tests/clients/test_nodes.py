@@ -7,6 +7,8 @@ documented error, what was confirmed is there exactly once, and everything goes 
 
 import itertools
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
@@ -21,6 +23,7 @@ from ganglion.clients.channels import Channel
 from ganglion.clients.errors import (
     ConnectionLost,
     NoResponders,
+    NotAuthorised,
     ResponderGone,
     RespondersBusy,
     TimedOut,
@@ -267,3 +270,48 @@ class AsyncNodes:
     async def __aexit__(self, *_error: object) -> None:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._stack.close)
+
+
+RULES: Final = '[[rules]]\neffect = "allow"\ntopics = ["#", "$queue/#"]\n'
+DENIED: Final = '[[rules]]\neffect = "deny"\ntopics = "$queue/secret"\n'
+
+
+@each_backend
+def test_rules_that_change_end_what_they_forbid(backend: str, tmp_path: Path) -> None:
+    """A denied channel ends, a denied call is refused, the rest goes on; without the user all ends.
+
+    Nobody connects again as somebody who does not exist any more.
+    """
+    data = str(tmp_path)
+    passwd = [sys.executable, "-m", "ganglion", "passwd"]
+    subprocess.run([*passwd, "add", "ada", "--data", data], input=b"secret\n", check=True)
+
+    async def main() -> None:
+        url = f"ganglion://127.0.0.1:{daemon.ports['native']}"
+        states: list[str] = []
+        with anyio.fail_after(DEADLINE_S):
+            async with patient(
+                url, user="ada", password="secret", on_state=lambda each: states.append(each.state)
+            ) as mesh:
+                async with (
+                    mesh.queue("secret").consume(declare=True) as secrets,
+                    mesh.subscribe("open/#") as rest,
+                ):
+                    daemon.config_path.write_text(DENIED + RULES)
+                    daemon.reload()
+                    with pytest.raises(NotAuthorised):
+                        await anext(secrets)
+                    with pytest.raises(NotAuthorised):
+                        await mesh.queue("secret").send(b"")
+                    await mesh.publish("open/x", b"still")
+                    assert (await anext(rest)).payload == b"still"
+                    await anyio.run_process([*passwd, "delete", "ada", "--data", data])
+                    daemon.reload()
+                    with pytest.raises(NotAuthorised):
+                        await anext(rest)
+                with pytest.raises(NotAuthorised):
+                    await mesh.publish("open/x", b"")
+        assert states == ["open", "connecting", "closed"]
+
+    with start_daemon("--native", "127.0.0.1:0", "--data", data, config=RULES) as daemon:
+        anyio.run(main, backend=backend)

@@ -441,6 +441,50 @@ async def test_a_drain_behind_the_greeting_is_heard() -> None:
 
 
 @under_each
+async def test_behind_a_balancer_the_same_address_leads_elsewhere() -> None:
+    """A client that knows one address leaves a node that stops before it has stopped."""
+
+    async def stop(talk: Talk) -> None:
+        await talk.greeted((int(Operation.DRAIN), {"within_s": 5, "addresses": ()}))
+        assert (await talk.until_gone())[-1][0] == Operation.GOODBYE
+
+    changes: list[StateChange] = []
+    async with (
+        FakeNode(stop, _close_at_once, greet).running() as balancer,
+        patient(balancer.url, on_state=changes.append),
+    ):
+        await eventually(lambda: len(balancer.talks) == 3)
+        await eventually(lambda: len(changes) == 1)
+    assert [each.state for each in changes] == ["open", "closed"]
+
+
+@under_each
+async def test_a_node_that_hangs_up_at_once_is_not_moved_to() -> None:
+    """Where the other node does not last, the old one is used until it stops."""
+
+    async def hang_up(talk: Talk) -> None:
+        await talk.greeted()
+
+    other = FakeNode(hang_up, greet)
+    async with other.running():
+
+        async def stop(talk: Talk) -> None:
+            await talk.greeted()
+            frame = await talk.frame(Operation.PUBLISH)
+            notice = {"within_s": 10, "addresses": (other.url,)}
+            await talk.send((int(Operation.DRAIN), notice))
+            with anyio.fail_after(2):  # and not only when the node has stopped
+                await eventually(lambda: len(other.talks) == 2)
+            await talk.send((int(Operation.CONFIRMED), frame[1], frame[1], 0, 0, 0))
+            await talk.until_gone()
+
+        async with FakeNode(stop).running() as first, patient(first.url) as mesh:
+            await mesh.publish("t", b"")
+            await eventually(lambda: mesh.state.address == other.url)
+            assert len(other.talks) == 2
+
+
+@under_each
 async def test_publishes_are_not_at_two_nodes() -> None:
     """While a node stops, new publishes wait until it has confirmed those that it has."""
     seen: list[tuple[str, str]] = []
