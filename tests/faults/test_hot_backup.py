@@ -130,6 +130,7 @@ class Load:
         enough = tuple(count + 20 for count in counts())
         until(
             lambda: self._failures or all(a >= b for a, b in zip(counts(), enough, strict=True)),
+            deadline_s=6 * DEADLINE_S,  # the filler's megabytes have to be synced
             what="progress of everybody",
         )
 
