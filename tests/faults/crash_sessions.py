@@ -44,7 +44,7 @@ from tests.support import (
     text,
 )
 
-__all__ = ["Changer", "Comer", "Publisher", "Retainer", "Subscriber", "Testator", "numbered"]
+__all__ = ["Changer", "Comer", "Publisher", "Retainer", "Subscriber", "WillMaker", "numbered"]
 
 
 class Publisher(Peer):
@@ -295,13 +295,13 @@ class Changer(Peer):
             self._known[topic] = wanted
 
 
-class Testator(Peer):
+class WillMaker(Peer):
     """Has a will on every connection, which somebody with a durable session waits for."""
 
-    TOPIC = "will/testator"
+    TOPIC = "will/will-maker"
 
     def __init__(self) -> None:
-        super().__init__("testator", 5)
+        super().__init__("will-maker", 5)
         self._heir = Peer("heir", 5)
         self._number = 0
         self._is_owed: bool | None = False
@@ -341,7 +341,7 @@ class Testator(Peer):
                 self.name,
                 version=5,
                 clean=False,
-                will=(self.TOPIC, b"testator %d" % self._number, 1, False),
+                will=(self.TOPIC, b"will-maker %d" % self._number, 1, False),
                 properties=b"\x11" + (3600).to_bytes(4, "big"),
             )
         )

@@ -31,7 +31,7 @@ from tests.faults.crash_sessions import (
     Publisher,
     Retainer,
     Subscriber,
-    Testator,
+    WillMaker,
 )
 from tests.faults.crash_sources import Consumer, Follower, Sender, Work
 from tests.faults.disk import recorder
@@ -57,7 +57,7 @@ def sessions(seed: int) -> tuple[Sequence[Sender], list[Role]]:
             for version in (4, 5)
         ),
         Comer(random.Random(seed + 2)),
-        Testator(),
+        WillMaker(),
     ]
 
 
