@@ -87,6 +87,6 @@ def decoded(codec: Codec, payload: bytes, content_type: str | None, wanted: Any,
     """What a payload says. Raises `NotDecodable`, which names ``what`` it is the payload of."""
     try:
         return codec.decode(payload, content_type, wanted)
-    except (ValueError, TypeError) as error:  # msgspec's errors are ValueErrors
+    except (ValueError, TypeError, RecursionError) as error:  # msgspec's are ValueErrors
         name = "" if wanted is Any else f" as {getattr(wanted, '__name__', wanted)}"
         raise NotDecodable(f"cannot read the payload of {what}{name}: {error}") from error
