@@ -6,10 +6,12 @@ and wakes who waits for `Commands.fileno` when it has ended.
 """
 
 import os
+import signal
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -51,9 +53,10 @@ class Commands:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Stop what runs."""
+        """Stop what runs, with all that it has started."""
         for process in list(self._running.values()):
-            process.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
         for thread in self._threads:
             thread.join()
         os.close(self._reading)
@@ -86,6 +89,7 @@ class Commands:
             [_SHELL, "-c", self._command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if self._capture else None,
+            process_group=0,  # so that it can be stopped together with what it starts
             env=os.environ | {name: each for name, each in variables.items() if "\0" not in each},
         )
         self._running[key] = process

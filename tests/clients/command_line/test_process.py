@@ -168,6 +168,36 @@ def test_a_node_that_stops_ends_what_waits(command: list[str]) -> None:
     assert errors.count(b"\n") == 1
 
 
+@pytest.mark.parametrize("how", ["the node is gone", "Ctrl-C"])
+@pytest.mark.parametrize("command", [["queue", "consume", "q"], ["serve-reply", "t"]], ids=" ".join)
+def test_commands_that_run_end_with_the_connection(
+    command: list[str], how: str, tmp_path: Path
+) -> None:
+    """What a command has started is stopped as well, and not waited for."""
+    with start_daemon("--native", "127.0.0.1:0") as daemon:
+        url = url_of(daemon)
+        run("queue", "declare", "q", "--url", url)
+        run("queue", "send", "q", "x", "--url", url)
+        work = f"touch {tmp_path}/begun; sleep 100; touch {tmp_path}/ended"
+        arguments = [*COMMAND, *command, "--exec", work, "--url", url]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+
+            def has_begun() -> bool:
+                if command[0] == "serve-reply":
+                    run("request", "t", "x", "--timeout", "0.1", "--url", url)
+                return (tmp_path / "begun").exists()
+
+            until(has_begun, what="the command")
+            if how == "Ctrl-C":
+                process.send_signal(signal.SIGINT)
+            else:
+                daemon.kill()
+            process.communicate(timeout=20)  # the pipe ends: nobody holds it any more
+    expected = EXIT_INTERRUPTED if how == "Ctrl-C" else EXIT_UNAVAILABLE
+    assert process.returncode == expected
+    assert not (tmp_path / "ended").exists()
+
+
 def test_a_lease_is_extended_while_a_command_runs() -> None:
     """A command may take longer than the lease: nobody else gets the message meanwhile."""
     with start_daemon("--native", "127.0.0.1:0") as daemon:
