@@ -108,6 +108,7 @@ class Node:
         self.log = log
         self.name = name
         self.statistics = Statistics()
+        self._is_draining = False
         self.refusals = Refusals(log, timers)
         self.router = Router(self.may_receive)
         self.sessions: dict[str, Session] = {}
@@ -223,6 +224,8 @@ class Node:
                     except LimitReached as error:  # it was lowered meanwhile
                         topic = subscription.topic_filter
                         self.refusals.refuse("serve", session.client, str(error), topic=topic)
+            if self._is_draining:
+                sink.drain()
 
     def close_session(
         self, session: Session, sink: Sink, *, publish_will: bool, expiry_s: int | None = None
@@ -731,7 +734,8 @@ class Node:
             self.statistics.drop("not allowed any more")
 
     def drain(self) -> None:
-        """The node stops: say goodbye to every client."""
+        """The node stops: say goodbye to every client, and to those that are being greeted then."""
+        self._is_draining = True
         for sink in self._sinks():
             sink.drain()
 

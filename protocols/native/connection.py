@@ -101,7 +101,6 @@ class NativeConnection:
         "endpoint",
         "form",
         "is_closed",
-        "is_draining",
         "is_leaving",
         "keep_alive_s",
         "last_received",
@@ -128,7 +127,6 @@ class NativeConnection:
         self.session: Session | None = None
         """None before the greeting and after the end."""
         self.is_closed = False
-        self.is_draining = False
         self.is_leaving = False
         """The client has said goodbye: what it sends is not read any more."""
         self.keep_alive_s = 0
@@ -468,8 +466,6 @@ class NativeConnection:
         node.statistics.connections_opened += 1
         self.write(*greeting)
         node.start_session(session, self)
-        if self.is_draining:
-            self.drain()
         self.endpoint.resume_reading()
         if held:
             self.receive(held, self.last_received)
@@ -549,9 +545,8 @@ class NativeConnection:
 
     def drain(self) -> None:
         """The node stops: tell the client to go elsewhere, and when it must have gone."""
-        self.is_draining = True
         if self.session is None:
-            return
+            return  # it is told so when it has been greeted
         notice = {
             "reason": "the node stops",
             "within_s": self.server.node.limits.drain_timeout_s,

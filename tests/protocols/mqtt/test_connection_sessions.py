@@ -432,6 +432,16 @@ class TestBeforeConnect:
 class TestDrain:
     """The node stops (MQTT 5.0, 3.14.4)."""
 
+    def test_a_client_that_is_being_greeted_is_told(self) -> None:
+        """Its CONNECT came after the goodbye: it gets CONNACK, and DISCONNECT 0x8B at once."""
+        link = Link()
+        client = link.open()
+        link.node.drain()
+        client.send(Connect(V5, "late"))
+        assert [type(each) for each in client.take()] == [Connack, Disconnect]
+        assert client.is_gone
+        assert link.node.connected == 0
+
     def test_clients_are_told(self) -> None:
         """MQTT 5.0 clients get DISCONNECT 0x8B behind what was queued for them, others nothing."""
         link = Link()

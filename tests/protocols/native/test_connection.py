@@ -304,6 +304,14 @@ class TestLife:
         client.send([Op.GOODBYE])
         assert client.is_gone
 
+    def test_drain_while_it_is_greeted(self) -> None:
+        """Who had not said hello when the node began to stop is told as soon as it is connected."""
+        link = NativeLink()
+        client = link.open()
+        link.node.drain()
+        client.hello()
+        assert [frame[0] for frame in client.take()] == [Op.DRAIN]
+
     def test_a_user_that_is_gone(self) -> None:
         """A reload ends the connection of a user that does not exist any more."""
         link = NativeLink(access=ONLY_USERS, authenticator=judge)
