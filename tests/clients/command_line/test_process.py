@@ -154,9 +154,10 @@ def test_a_node_that_stops_ends_what_waits(command: list[str]) -> None:
     """
     with start_daemon("--native", "127.0.0.1:0", "--limit", "drain_timeout_s=60") as daemon:
         url = url_of(daemon)
+        before = daemon.descriptors()
         run("queue", "declare", "q", "--url", url)
         run("stream", "declare", "s", "--url", url)
-        before = daemon.descriptors()
+        until(lambda: daemon.descriptors() == before, what="the end of those connections")
         with subprocess.Popen(
             [*COMMAND, *command, "--url", url], stderr=subprocess.PIPE
         ) as process:
