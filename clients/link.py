@@ -334,15 +334,19 @@ class Link:
     def _end(self, error: ClientError) -> None:
         if self.error is not None:
             return
-        self.error = error
+        # The node refused the connection, and not what was asked: that was perhaps done.
+        lost = error
+        if isinstance(error, Refused):
+            lost = ConnectionLost(f"the node ended the connection: {error}")
+        self.error = lost
         self._scope.cancel()
         self._progressed()
         calls, self.calls = self.calls, {}
         channels, self.channels = self.channels, {}
         for call in (*calls.values(), *(each for each in self._pings if each is not None)):
-            call.on_lost(error)
+            call.on_lost(lost)
         for channel in channels.values():
-            channel.on_lost(error)
+            channel.on_lost(lost)
         self._ended(self, error)
 
     async def _until_lost(self, task: Callable[[], Awaitable[None]]) -> None:

@@ -311,6 +311,33 @@ async def test_what_nobody_waits_for_is_forgotten(broker: RunningBroker) -> None
         await check_empty(mesh)
 
 
+@under_each
+async def test_a_connection_that_the_node_ends_is_lost() -> None:
+    """Its reason is no answer to what was asked: that is asked again, or nobody knows of it."""
+
+    async def tire(talk: Talk) -> None:
+        await talk.greeted()
+        await talk.frame(Operation.QUEUE_PAUSE)
+        await talk.frame(Operation.APPEND)
+        await talk.send((int(Operation.ERROR), 0, str(Code.KEEP_ALIVE), "nothing came"))
+
+    async def pause(talk: Talk) -> None:
+        await talk.greeted()
+        _, number, *_ = await talk.frame(Operation.QUEUE_PAUSE)
+        await talk.send((int(Operation.OK), number))
+        await talk.until_gone()
+
+    async with (
+        FakeNode(tire, pause).running() as node,
+        patient(node.url) as mesh,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(mesh.queue("q").pause)
+        await eventually(lambda: bool(mesh._session.link and mesh._session.link.calls))
+        with pytest.raises(ConnectionLost, match="the node ended the connection: nothing came"):
+            await mesh.stream("s").append(b"x")
+
+
 # -- secrets ---------------------------------------------------------------------------------------
 
 
