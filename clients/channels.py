@@ -5,6 +5,7 @@ again on every new connection; what it is on one connection is an attachment the
 the items with ``async for``, from as many tasks as it likes.
 """
 
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
@@ -197,18 +198,47 @@ class Channel(Generic[_T]):
         if not self._taken % _TAKEN_AT_ONCE_MAX:
             await checkpoint()
         while not self._buffer:
-            if self._error is not None:
-                if isinstance(self._error, Closed):
-                    raise StopAsyncIteration
-                raise self._error.with_traceback(None)  # it may be raised again, and would grow
-            if not self._is_begun:
-                raise BadOption("enter it first: async with ... as items: async for item in items")
-            if self._came is None:
-                self._came = anyio.Event()
-            await self._came.wait()
+            if isinstance(self._error, Closed):
+                raise StopAsyncIteration
+            await self._item()
         item = self._buffer.popleft()
         self.on_taken()
         return item
+
+    async def get(self, *, timeout_s: float | None = None) -> _T:
+        """The next item. Raises `TimedOut`, `Closed`, and what else ended the channel."""
+        found = await self.take(1, timeout_s=timeout_s)
+        if not found:
+            raise TimedOut(f"nothing came within {timeout_s or 0:g} s")
+        return found[0]
+
+    async def take(self, count_max: int, *, timeout_s: float | None = None) -> list[_T]:
+        """The next item and those that are here behind it, ``count_max`` at most.
+
+        An empty list: none came within ``timeout_s``; left out, it waits as long as it takes.
+        Raises `Closed`, and what else ended the channel.
+        """
+        if count_max < 1:
+            raise BadOption(f"count_max must be 1 or more, not {count_max}")
+        if not self._buffer:
+            with anyio.move_on_after(math.inf if timeout_s is None else timeout_s):
+                while not self._buffer:
+                    await self._item()
+        found: list[_T] = []
+        while self._buffer and len(found) < count_max:
+            found.append(self._buffer.popleft())
+            self.on_taken()
+        return found
+
+    async def _item(self) -> None:
+        """Wait until something changes. Raises what ended the channel."""
+        if self._error is not None:
+            raise self._error.with_traceback(None)  # it may be raised again, and would grow
+        if not self._is_begun:
+            raise BadOption("enter it first: async with ... as items: async for item in items")
+        if self._came is None:
+            self._came = anyio.Event()
+        await self._came.wait()
 
     # -- for kinds of channels ---------------------------------------------------------------------
 

@@ -219,7 +219,10 @@ class Publisher:
 
         Raises the error of an earlier one that was refused; nothing is published then.
         """
-        elements = self._session.publication(topic, value, about)
+        await self.put(self._session.publication(topic, value, about))
+
+    async def put(self, elements: tuple[object, ...]) -> None:
+        """As `publish`, with topic, payload and properties as they travel."""
         while len(self._open) >= self._in_flight and self._error is None:
             await self._change()
         link = await self._session.sending()

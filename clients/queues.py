@@ -73,32 +73,33 @@ class Settling(Attached):
         """Whether this can be settled."""
         return lease in self.held
 
-    async def settle(
-        self, operation: Operation, lease: int, *elements: object, confirmed: bool
-    ) -> None:
-        """Settle once; a lease that is gone is nobody's fault, and matters to who wants to know.
-
-        With ``confirmed`` waits until the node has it on disk, and raises `LeaseLost`.
-        """
-        is_held = self.held.pop(lease, self) is None
-        if not is_held:
-            if confirmed:
-                raise LeaseLost("this was settled already, or its connection was lost")
+    def settle_soon(self, operation: Operation, lease: int, *elements: object) -> None:
+        """Settle once, with the next that is sent; a lease that is gone is nobody's fault."""
+        if self.held.pop(lease, self) is not None:
             return
-        if confirmed:
-            self.link.flush(self)
-            try:
-                # A list, for one record of a stream by itself would stand for all before it, too.
-                answer = await self.link.call(operation, self.number, [lease], *elements)
-            except ClientError as error:
-                raise LeaseLost(f"whether this is settled is not known: {error}") from error
-            if answer and answer[0] and answer[0].get("gone"):
-                raise LeaseLost("the lease had run out: somebody else gets it, or has it")
-        elif operation == Operation.ACK:
+        if operation == Operation.ACK:
             self._acks.append(lease)
             self.link.flush_later(self)
         else:
             self.link.notify(operation, 0, self.number, lease, *elements)
+
+    async def settle(
+        self, operation: Operation, lease: int, *elements: object, confirmed: bool
+    ) -> None:
+        """Settle once; with ``confirmed`` waits until it is on disk, and raises `LeaseLost`."""
+        if not confirmed:
+            self.settle_soon(operation, lease, *elements)
+            return
+        if self.held.pop(lease, self) is not None:
+            raise LeaseLost("this was settled already, or its connection was lost")
+        self.link.flush(self)
+        try:
+            # A list, for one record of a stream by itself would stand for all before it, too.
+            answer = await self.link.call(operation, self.number, [lease], *elements)
+        except ClientError as error:
+            raise LeaseLost(f"whether this is settled is not known: {error}") from error
+        if answer and answer[0] and answer[0].get("gone"):
+            raise LeaseLost("the lease had run out: somebody else gets it, or has it")
 
     async def extend(self, lease: int, lease_s: float) -> None:
         """Keep it for so long from now on. Raises `LeaseLost`."""
@@ -118,17 +119,20 @@ class Settling(Attached):
         if context.__enter__() is not None:
             self._contexts[lease] = context
 
-    async def leave(self, lease: int, error: BaseException | None) -> None:
-        """A program is done with it: acknowledge, or give back when it was left by an error."""
+    def leave(self, lease: int) -> None:
+        """A program is done with it, and back in the trace that it was in before."""
         context = self._contexts.pop(lease, None)
         if context is not None:
             context.__exit__(None, None, None)
+
+    def settle_left(self, lease: int, error: BaseException | None) -> None:
+        """Settle what its block has not: by how the block was left."""
         if error is None:
-            await self.settle(Operation.ACK, lease, confirmed=False)
+            self.settle_soon(Operation.ACK, lease)
         elif isinstance(error, Exception):
-            await self.settle(Operation.NACK, lease, confirmed=False)
+            self.settle_soon(Operation.NACK, lease)
         else:  # cancelled: it is no fault of the message, somebody else may have it at once
-            await self.settle(Operation.NACK, lease, 0, confirmed=False)
+            self.settle_soon(Operation.NACK, lease, 0)
 
 
 class Job(Message, frozen=True, eq=False, kw_only=True):
@@ -172,7 +176,8 @@ class Job(Message, frozen=True, eq=False, kw_only=True):
         traceback: TracebackType | None,
     ) -> None:
         """Acknowledge, unless it is settled; an exception gives it back, and goes on upwards."""
-        await self.at.leave(self.lease, error)
+        self.at.leave(self.lease)
+        self.at.settle_left(self.lease, error)
 
 
 class Consumer(Channel[Job]):

@@ -141,11 +141,14 @@ class Serving(Attached):
         if context.__enter__() is not None:
             self._contexts[call] = context
 
-    def leave(self, call: int, error: BaseException | None) -> None:
-        """A program is done with it: who asks is told when there was no answer."""
+    def leave(self, call: int) -> None:
+        """A program is done with it, and back in the trace that it was in before."""
         context = self._contexts.pop(call, None)
         if context is not None:
             context.__exit__(None, None, None)
+
+    def answer_left(self, call: int, error: BaseException | None) -> None:
+        """Tell who asks that there is no answer, if its block has given none."""
         if isinstance(error, Exception):
             self.answer(Operation.FAIL, call, f"{type(error).__name__}: {error}", "error")
         else:
@@ -191,7 +194,8 @@ class Request(Message, frozen=True, eq=False, kw_only=True):
         traceback: TracebackType | None,
     ) -> None:
         """Left without an answer, or by an exception: who asks is told; it goes on upwards."""
-        self.at.leave(self.call, error)
+        self.at.leave(self.call)
+        self.at.answer_left(self.call, error)
 
 
 class Service(Channel[Request]):

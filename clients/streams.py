@@ -173,11 +173,27 @@ class Follower:
 
     async def __anext__(self) -> Record:
         """The next record; the first call opens the follower where `async with` did not."""
-        if not self._following.is_begun:
-            self._following.begin()  # cancelled in the wait for the first record, it stays open
-        record = await self._following.__anext__()
+        record = await self._begun().__anext__()
         self.position = record.sequence
         return record
+
+    async def get(self, *, timeout_s: float | None = None) -> Record:
+        """The next record. Raises `TimedOut`, and what ended the follower."""
+        record = await self._begun().get(timeout_s=timeout_s)
+        self.position = record.sequence
+        return record
+
+    async def take(self, count_max: int, *, timeout_s: float | None = None) -> list[Record]:
+        """The next record and those behind it that are here, as `Channel.take`."""
+        records = await self._begun().take(count_max, timeout_s=timeout_s)
+        if records:
+            self.position = records[-1].sequence
+        return records
+
+    def _begun(self) -> Following:
+        if not self._following.is_begun:
+            self._following.begin()  # cancelled in the wait for the first record, it stays open
+        return self._following
 
     def __del__(self) -> None:
         """Nobody can take a record any more."""
@@ -210,7 +226,8 @@ class GroupRecord(Record, frozen=True, eq=False, kw_only=True):
         traceback: TracebackType | None,
     ) -> None:
         """Acknowledge, unless it is settled; an exception gives it back, and goes on upwards."""
-        await self.at.leave(self.sequence, error)
+        self.at.leave(self.sequence)
+        self.at.settle_left(self.sequence, error)
 
 
 class GroupFollower(Channel[GroupRecord]):

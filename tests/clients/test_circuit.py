@@ -13,7 +13,7 @@ from ganglion.clients.errors import (
 )
 from ganglion.clients.mesh import connect
 from ganglion.testing import RunningBroker
-from tests.clients.both import under_both
+from tests.clients.backends import under_each
 
 
 class Clock:
@@ -191,12 +191,12 @@ def test_options_that_cannot_be_are_named(options: dict[str, float | None], name
         CircuitBreaker(**options)  # type: ignore[arg-type] # each has the type of its option
 
 
-@under_both
-async def test_requests_to_nobody_open_it(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_requests_to_nobody_open_it(broker: RunningBroker) -> None:
     """Once it is open the node is not asked; when somebody serves again, the probe closes it."""
     clock = Clock()
     breaker = CircuitBreaker(failures_in_a_row=2, cool_down_s=5, clock=clock)
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         for _ in range(2):
             with pytest.raises(NoResponders):
                 await mesh.request("pricing/quote", breaker=breaker)

@@ -13,7 +13,7 @@ from ganglion.clients.errors import BadOption, NotDecodable
 from ganglion.clients.handlers import Handler, Retry
 from ganglion.clients.messages import Message, Record
 from ganglion.clients.queues import Job
-from tests.clients.both import under_both
+from tests.clients.backends import under_each
 
 
 @dataclass
@@ -114,7 +114,7 @@ def test_a_payload_that_is_not_what_is_wanted() -> None:
         arguments(handler)
 
 
-@under_both
+@under_each
 async def test_plain_functions_run_in_threads() -> None:
     """They may block, and wait for each other, without stopping the program."""
     meeting = Barrier(2)

@@ -22,7 +22,7 @@ from ganglion.clients.streams import GroupRecord
 from ganglion.clients.tracing import TraceContext, continuing, current_trace
 from ganglion.clients.workers import Worker
 from ganglion.testing import RunningBroker
-from tests.clients.both import under_both, until
+from tests.clients.backends import eventually, under_each
 
 AT_ONCE = Retry(attempts=3, backoff_s=0)
 
@@ -49,13 +49,13 @@ def of(worker: Worker) -> tuple[int, int, int]:
     return found.done, found.retried, found.failed
 
 
-@under_both
+@under_each
 async def test_jobs_are_acknowledged_when_the_handler_returns(
-    ganglion_broker: RunningBroker,
+    broker: RunningBroker,
 ) -> None:
     """They come decoded, and are gone from the queue."""
     seen: list[Order] = []
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         worker = mesh.worker()
 
         @worker.queue("billing", declare=True)
@@ -65,18 +65,18 @@ async def test_jobs_are_acknowledged_when_the_handler_returns(
         async with running(worker):
             for number in range(20):
                 await mesh.queue("billing").send(Order(number))
-            await until(lambda: of(worker) == (20, 0, 0))
+            await eventually(lambda: of(worker) == (20, 0, 0))
         assert sorted(each.number for each in seen) == list(range(20))
         assert (await mesh.queue("billing").describe()).statistics["messages"] == 0
 
 
-@under_both
+@under_each
 async def test_a_job_that_fails_is_tried_again_and_then_set_aside(
-    ganglion_broker: RunningBroker, caplog: pytest.LogCaptureFixture
+    broker: RunningBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As often as the policy says; the dead letter has the error as its reason, the log has it."""
     attempts: list[int] = []
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         await mesh.queue("billing").declare(dead_letter="billing-dead")
         worker = mesh.worker()
 
@@ -88,7 +88,7 @@ async def test_a_job_that_fails_is_tried_again_and_then_set_aside(
         with caplog.at_level(logging.WARNING, "ganglion.worker"):
             async with running(worker):
                 await mesh.queue("billing").send(Order(7))
-                await until(lambda: of(worker) == (0, 2, 1))
+                await eventually(lambda: of(worker) == (0, 2, 1))
         async with mesh.queue("billing-dead").consume() as dead:
             letter = await anext(aiter(dead))
             assert letter.decode(Order) == Order(7)
@@ -98,12 +98,12 @@ async def test_a_job_that_fails_is_tried_again_and_then_set_aside(
     assert all("queue billing" in each.message and each.exc_info for each in caplog.records)
 
 
-@under_both
+@under_each
 async def test_errors_that_no_try_mends_are_set_aside_at_once(
-    ganglion_broker: RunningBroker,
+    broker: RunningBroker,
 ) -> None:
     """An error that the policy does not name, and a payload that is not what the handler wants."""
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         await mesh.queue("billing").declare(dead_letter="billing-dead")
         worker = mesh.worker()
 
@@ -114,17 +114,17 @@ async def test_errors_that_no_try_mends_are_set_aside_at_once(
         async with running(worker):
             await mesh.queue("billing").send(Order(7))
             await mesh.queue("billing").send({"number": "seven"})
-            await until(lambda: of(worker) == (0, 0, 2))
+            await eventually(lambda: of(worker) == (0, 0, 2))
         async with mesh.queue("billing-dead").consume() as dead:
             reasons = [(await anext(dead)).headers["x-dead-letter-reason"] for _ in range(2)]
         assert reasons[0] == "ValueError: there is no such customer"
         assert "cannot read the payload" in reasons[1]
 
 
-@under_both
-async def test_a_handler_may_settle_by_itself(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_a_handler_may_settle_by_itself(broker: RunningBroker) -> None:
     """What it rejected is not acknowledged after it."""
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         await mesh.queue("billing").declare(dead_letter="billing-dead")
         worker = mesh.worker()
 
@@ -134,16 +134,16 @@ async def test_a_handler_may_settle_by_itself(ganglion_broker: RunningBroker) ->
 
         async with running(worker):
             await mesh.queue("billing").send(b"x")
-            await until(lambda: of(worker) == (1, 0, 0))
+            await eventually(lambda: of(worker) == (1, 0, 0))
         async with mesh.queue("billing-dead").consume() as dead:
             reason = (await anext(dead)).headers["x-dead-letter-reason"]
         assert reason == "nobody knows the customer"
 
 
-@under_both
-async def test_what_a_handler_returns_is_the_reply(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_what_a_handler_returns_is_the_reply(broker: RunningBroker) -> None:
     """Values by the codec; None is an empty payload; a plain function replies from its thread."""
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         worker = mesh.worker()
 
         @worker.request("double", group="doubling")
@@ -163,12 +163,12 @@ async def test_what_a_handler_returns_is_the_reply(ganglion_broker: RunningBroke
             assert (await mesh.request("note", Order(4))).payload == b""
 
 
-@under_both
+@under_each
 async def test_a_request_that_fails_is_answered_with_the_error(
-    ganglion_broker: RunningBroker,
+    broker: RunningBroker,
 ) -> None:
     """Of the handler, of the payload, or of a reply that cannot be written; and life goes on."""
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         worker = mesh.worker()
 
         @worker.request("quote")
@@ -190,10 +190,10 @@ async def test_a_request_that_fails_is_answered_with_the_error(
         assert of(worker) == (1, 0, 3)
 
 
-@under_both
-async def test_a_handler_may_answer_by_itself(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_a_handler_may_answer_by_itself(broker: RunningBroker) -> None:
     """What it returns then is nothing to anybody."""
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         worker = mesh.worker()
 
         @worker.request("quote")
@@ -203,14 +203,14 @@ async def test_a_handler_may_answer_by_itself(ganglion_broker: RunningBroker) ->
 
         async with running(worker):
             assert (await mesh.request("quote")).payload == b"early"
-            await until(lambda: of(worker) == (1, 0, 0))
+            await eventually(lambda: of(worker) == (1, 0, 0))
 
 
-@under_both
-async def test_topics_have_handlers(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_topics_have_handlers(broker: RunningBroker) -> None:
     """One that raises is counted and gets the next message all the same; groups share."""
     seen: list[tuple[str, int]] = []
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         worker = mesh.worker()
 
         @worker.topic("sensors/#", group="readers", concurrency=1)
@@ -222,16 +222,16 @@ async def test_topics_have_handlers(ganglion_broker: RunningBroker) -> None:
         async with running(worker):
             for value in (1, -1, 2):
                 await mesh.publish(f"sensors/{value}", value)
-            await until(lambda: of(worker) == (2, 0, 1))
+            await eventually(lambda: of(worker) == (2, 0, 1))
     assert seen == [("sensors/1", 1), ("sensors/2", 2)]
 
 
-@under_both
-async def test_records_are_tried_again_in_their_order(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_records_are_tried_again_in_their_order(broker: RunningBroker) -> None:
     """With one at a time no later record comes before a failed one is done."""
     seen: list[int] = []
     failures = [OSError("away"), OSError("still away")]
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         stream = mesh.stream("orders")
         await stream.declare()
         await stream.group("audit").declare(after=0)
@@ -245,16 +245,16 @@ async def test_records_are_tried_again_in_their_order(ganglion_broker: RunningBr
 
         async with running(worker):
             await stream.append_batch([Order(0), Order(1), Order(2)])
-            await until(lambda: of(worker) == (3, 2, 0))
+            await eventually(lambda: of(worker) == (3, 2, 0))
     assert seen == [1, 2, 3]
 
 
-@under_both
+@under_each
 async def test_a_record_that_nobody_can_use_goes_to_a_queue(
-    ganglion_broker: RunningBroker,
+    broker: RunningBroker,
 ) -> None:
     """With where it was and why; the position of the group goes on."""
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         stream = mesh.stream("orders")
         await stream.declare()
         await mesh.queue("orders-dead").declare()
@@ -267,7 +267,7 @@ async def test_a_record_that_nobody_can_use_goes_to_a_queue(
 
         async with running(worker):
             await stream.append(Order(7), key="order-7", headers={"tenant": "a"})
-            await until(lambda: of(worker) == (0, 2, 1))
+            await eventually(lambda: of(worker) == (0, 2, 1))
             async with mesh.queue("orders-dead").consume() as dead:
                 letter = await anext(dead)
         assert letter.decode(Order) == Order(7)
@@ -284,12 +284,12 @@ async def test_a_record_that_nobody_can_use_goes_to_a_queue(
         assert await stream.group("audit").declare() == 1
 
 
-@under_both
-async def test_no_more_than_concurrency_run_at_a_time(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_no_more_than_concurrency_run_at_a_time(broker: RunningBroker) -> None:
     """Per handler, and exactly as many when there is enough to do."""
     most = now = 0
     full = anyio.Event()
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         worker = mesh.worker(concurrency=3)
 
         @worker.queue("billing", declare=True)
@@ -306,14 +306,14 @@ async def test_no_more_than_concurrency_run_at_a_time(ganglion_broker: RunningBr
         async with running(worker):
             for _ in range(30):
                 await mesh.queue("billing").send(b"x")
-            await until(lambda: of(worker) == (30, 0, 0))
+            await eventually(lambda: of(worker) == (30, 0, 0))
     assert most == 3
 
 
-@under_both
-async def test_stopping_lets_what_runs_end(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_stopping_lets_what_runs_end(broker: RunningBroker) -> None:
     """Nothing new is begun; what had come and was not begun is there for others at once."""
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         queue = mesh.queue("billing")
         worker = mesh.worker(concurrency=1)
         may_end = anyio.Event()
@@ -325,7 +325,7 @@ async def test_stopping_lets_what_runs_end(ganglion_broker: RunningBroker) -> No
         async with running(worker):
             for _ in range(5):
                 await queue.send(b"x")
-            await until(lambda: worker.statistics().handlers[0].running)
+            await eventually(lambda: worker.statistics().handlers[0].running == 1)
             worker.stop()
             assert worker.statistics().is_stopping
             may_end.set()
@@ -335,12 +335,12 @@ async def test_stopping_lets_what_runs_end(ganglion_broker: RunningBroker) -> No
             assert len([await anext(jobs) for _ in range(4)]) == 4
 
 
-@under_both
+@under_each
 async def test_what_does_not_end_in_time_is_given_back(
-    ganglion_broker: RunningBroker, caplog: pytest.LogCaptureFixture
+    broker: RunningBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After the grace it is cancelled, and somebody else gets the job at once."""
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         queue = mesh.queue("billing")
         worker = mesh.worker(grace_s=0.01)
 
@@ -350,18 +350,18 @@ async def test_what_does_not_end_in_time_is_given_back(
 
         async with running(worker):
             await queue.send(b"x")
-            await until(lambda: worker.statistics().handlers[0].running)
+            await eventually(lambda: worker.statistics().handlers[0].running == 1)
         assert "1 still ran after 0.01 s" in caplog.text
         async with queue.consume() as jobs:
             assert (await anext(jobs)).payload == b"x"
 
 
-@under_both
+@under_each
 async def test_a_pause_before_another_try_ends_with_the_worker(
-    ganglion_broker: RunningBroker,
+    broker: RunningBroker,
 ) -> None:
     """A record that waits to be tried again is given back, and does not hold up the end."""
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         stream = mesh.stream("orders")
         await stream.declare()
         await stream.group("audit").declare(after=0)
@@ -373,15 +373,15 @@ async def test_a_pause_before_another_try_ends_with_the_worker(
 
         async with running(worker):
             await stream.append(Order(7))
-            await until(lambda: of(worker) == (0, 1, 0))
+            await eventually(lambda: of(worker) == (0, 1, 0))
         async with stream.group("audit").follow() as records:
             assert (await anext(records)).decode(Order) == Order(7)
 
 
-@under_both
-async def test_the_end_of_a_source_ends_the_worker(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_the_end_of_a_source_ends_the_worker(broker: RunningBroker) -> None:
     """When its queue is deleted there is nothing to do: run says so, and ends the others too."""
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         worker = mesh.worker()
 
         @worker.queue("billing", declare=True)
@@ -400,12 +400,12 @@ async def test_the_end_of_a_source_ends_the_worker(ganglion_broker: RunningBroke
         assert not worker.statistics().is_running
 
 
-@under_both
+@under_each
 async def test_a_source_that_is_not_there_is_told_at_the_start(
-    ganglion_broker: RunningBroker,
+    broker: RunningBroker,
 ) -> None:
     """Run raises what the node refused, and nothing stays subscribed."""
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         worker = mesh.worker()
 
         @worker.queue("nowhere")
@@ -416,23 +416,23 @@ async def test_a_source_that_is_not_there_is_told_at_the_start(
         assert not worker.statistics().is_running
 
 
-@under_both
-async def test_the_end_of_the_mesh_ends_the_worker(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_the_end_of_the_mesh_ends_the_worker(broker: RunningBroker) -> None:
     """A worker whose mesh is closed by the program ends without an error."""
     worker = Worker()
 
     @worker.topic("a/#")
     async def see(message: Message) -> None: ...
 
-    async with anyio.create_task_group() as tasks, connect(ganglion_broker.native_url) as mesh:
+    async with anyio.create_task_group() as tasks, connect(broker.native_url) as mesh:
         await tasks.start(worker.run, mesh)
     assert not worker.statistics().is_running
 
 
-@under_both
-async def test_a_signal_stops_it(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_a_signal_stops_it(broker: RunningBroker) -> None:
     """SIGTERM lets what runs end; a second one does not wait for it."""
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         queue = mesh.queue("billing")
         worker = mesh.worker()
         has_ended = False
@@ -441,7 +441,7 @@ async def test_a_signal_stops_it(ganglion_broker: RunningBroker) -> None:
         async def bill(job: Job) -> None:
             nonlocal has_ended
             os.kill(os.getpid(), signal.SIGTERM)
-            await until(lambda: worker.statistics().is_stopping)
+            await eventually(lambda: worker.statistics().is_stopping)
             if job.attempts:
                 os.kill(os.getpid(), signal.SIGTERM)
                 await anyio.sleep_forever()
@@ -457,11 +457,11 @@ async def test_a_signal_stops_it(ganglion_broker: RunningBroker) -> None:
         assert of(worker) == (0, 1, 0)
 
 
-@under_both
-async def test_handlers_carry_traces_on(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_handlers_carry_traces_on(broker: RunningBroker) -> None:
     """What a handler sends belongs to the trace and the correlation of what it was called with."""
     root = TraceContext.new("process-7")
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         worker = mesh.worker()
 
         @worker.queue("billing", declare=True)
@@ -480,11 +480,11 @@ async def test_handlers_carry_traces_on(ganglion_broker: RunningBroker) -> None:
             assert (await anext(messages)).headers == {}
 
 
-@under_both
-async def test_a_worker_may_begin_traces(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_a_worker_may_begin_traces(broker: RunningBroker) -> None:
     """Where nothing came along each item is a trace of its own, for plain functions too."""
     traces: list[TraceContext | None] = []
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         worker = mesh.worker(begin_traces=True)
 
         @worker.topic("a")
@@ -494,12 +494,12 @@ async def test_a_worker_may_begin_traces(ganglion_broker: RunningBroker) -> None
         async with running(worker):
             await mesh.publish("a")
             await mesh.publish("a")
-            await until(lambda: of(worker) == (2, 0, 0))
+            await eventually(lambda: of(worker) == (2, 0, 0))
     assert len({each.trace_id for each in traces if each is not None}) == 2
 
 
-@under_both
-async def test_mistakes_are_named(ganglion_broker: RunningBroker) -> None:
+@under_each
+async def test_mistakes_are_named(broker: RunningBroker) -> None:
     """Before anything is subscribed."""
     with pytest.raises(BadOption, match="concurrency"):
         Worker(concurrency=0)
@@ -510,7 +510,7 @@ async def test_mistakes_are_named(ganglion_broker: RunningBroker) -> None:
         worker.queue("billing", prefetch=0)
     with pytest.raises(BadOption, match="needs a mesh"):
         await worker.run()
-    async with connect(ganglion_broker.native_url) as mesh:
+    async with connect(broker.native_url) as mesh:
         with pytest.raises(BadOption, match="no handlers"):
             await worker.run(mesh)
 
