@@ -160,6 +160,11 @@ class Mesh:
         self.retained = Retained(session)
         """Last values of topics."""
 
+    @property
+    def session(self) -> Session:
+        """What carries all this, for what is built on top of it."""
+        return self._session
+
     # -- topics ------------------------------------------------------------------------------------
 
     async def publish(

@@ -95,9 +95,9 @@ class Subscription(Channel[Message]):
 
     def on_frame(self, frame: Frame, at: Attached) -> None:
         """A delivery for this subscription alone."""
-        self.take(Message(frame[2], frame[3], properties_in(frame, 4), self._codec))
+        self.offer(Message(frame[2], frame[3], properties_in(frame, 4), self._codec))
 
-    def take(self, message: Message) -> None:
+    def offer(self, message: Message) -> None:
         """A message came."""
         if not self._has_credit and len(self._buffer) >= self._size:
             self.dropped += 1
@@ -146,7 +146,7 @@ class Plain:
             route = self._route(topic)
         message = Message(topic, frame[2], properties_in(frame, 3), self._codec)
         for subscription in route:
-            subscription.take(message)
+            subscription.offer(message)
 
     def _route(self, topic: str) -> tuple[Subscription, ...]:
         if len(self._routes) >= _ROUTES_MAX:

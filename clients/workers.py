@@ -45,11 +45,12 @@ from ganglion.clients.work import HandlerStatistics, Work, on_job, on_message, o
 if TYPE_CHECKING:
     from ganglion.clients.mesh import Mesh
 
-__all__ = ["Worker", "WorkerStatistics"]
+__all__ = ["SIGNALS", "Worker", "WorkerStatistics"]
 
 _log = logging.getLogger("ganglion.worker")
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+"""What tells a worker to stop."""
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -340,7 +341,7 @@ class Worker:
     async def _heed_signals(
         self, stopping: anyio.Event, running: anyio.CancelScope, *, task_status: TaskStatus[None]
     ) -> None:
-        with anyio.open_signal_receiver(*_SIGNALS) as signals:
+        with anyio.open_signal_receiver(*SIGNALS) as signals:
             task_status.started()
             async for each in signals:
                 if stopping.is_set():

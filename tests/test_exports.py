@@ -53,7 +53,7 @@ def test_type_checkers_see_the_same_names() -> None:
         for alias in node.names
     }
     assert imported == ganglion._MODULES
-    here = {"BrokerNotInstalled", "GanglionError", "__version__"}
+    here = {"BrokerNotInstalled", "GanglionError", "__version__", "sync"}
     assert set(ganglion.__all__) == {*imported, *here}
 
 

@@ -9,6 +9,7 @@ which every part shares, are here.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers; a test compares them with the table
+    import ganglion.sync as sync  # noqa: PLR0402 - a module of the package, not a name of one
     from ganglion.clients.addresses import tls_context
     from ganglion.clients.circuit import CircuitBreaker, CircuitState, CircuitStatistics
     from ganglion.clients.codecs import JSON, MSGPACK, Codec, ValueCodec
@@ -130,6 +131,7 @@ __all__ = [
     "connect",
     "continuing",
     "current_trace",
+    "sync",
     "tls_context",
 ]
 
@@ -249,10 +251,12 @@ if not TYPE_CHECKING:  # a type checker that saw this would let every wrong name
 
     def __getattr__(name: str) -> Any:
         """Import a public name; from then on it is an ordinary attribute of this module."""
-        if name not in _MODULES:
-            raise AttributeError(f"module 'ganglion' has no attribute {name!r}", name=name)
         from importlib import import_module  # noqa: PLC0415 - only programs of users come here
 
+        if name == "sync":
+            return import_module("ganglion.sync")
+        if name not in _MODULES:
+            raise AttributeError(f"module 'ganglion' has no attribute {name!r}", name=name)
         value = getattr(import_module(_MODULES[name]), name)
         globals()[name] = value
         return value
