@@ -607,7 +607,7 @@ class Publisher:
                         self._feeding = None
                         return
                 for elements in found:
-                    await self._behind.put(elements)
+                    await self._behind.publish_elements(elements)
         except ClientError as error:
             self._end(error)
         except BaseException:

@@ -219,9 +219,9 @@ class Publisher:
 
         Raises the error of an earlier one that was refused; nothing is published then.
         """
-        await self.put(self._session.publication(topic, value, about))
+        await self.publish_elements(self._session.publication(topic, value, about))
 
-    async def put(self, elements: tuple[object, ...]) -> None:
+    async def publish_elements(self, elements: tuple[object, ...]) -> None:
         """As `publish`, with topic, payload and properties as they travel."""
         while len(self._open) >= self._in_flight and self._error is None:
             await self._change()

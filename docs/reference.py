@@ -58,6 +58,7 @@ INTERNAL: Final = frozenset(
         "give",
         "is_begun",
         "lease",
+        "offer",
         "on_change",
         "on_detached",
         "on_frame",
@@ -66,8 +67,8 @@ INTERNAL: Final = frozenset(
         "opened",
         "opening",
         "operation",
+        "publish_elements",
         "session",
-        "take",
     }
 )
 """Members of channels and their items that only the client itself uses."""
@@ -94,7 +95,7 @@ class _Reference:
         self._package = package
         self._testing = _actual(package["testing"])
         self._names = {name for _, names in PARTS for name in names.split()}
-        public = {str(name) for name in package.exports or ()} - {"__version__"}
+        public = {str(name) for name in package.exports or ()} - {"__version__", "sync"}
         if public != self._names:
             raise LookupError(f"PARTS and ganglion.__all__ differ: {public ^ self._names}")
 
@@ -103,6 +104,7 @@ class _Reference:
         parts = [
             "# Reference of the Python client",
             "Written by `make reference` from the docstrings; [client.md](client.md) explains.",
+            "`ganglion.sync` has the same without `await`: [sync.md](sync.md).",
             "\n".join(self._contents()),
         ]
         for heading, names in PARTS:

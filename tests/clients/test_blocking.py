@@ -19,6 +19,7 @@ from ganglion.clients import blocking, mesh, publishing, queues, requests, retai
 from ganglion.clients.errors import (
     BadOption,
     Closed,
+    ConnectionLost,
     LeaseLost,
     NoResponders,
     NotFound,
@@ -79,7 +80,7 @@ def until(condition: Callable[[], bool]) -> None:
 )
 def test_every_name_is_there_in_both(face: type, behind: type) -> None:
     """What the asynchronous face has for programs the synchronous one has, too, and documented."""
-    internal = {"session", "put", "at", "lease"}
+    internal = {"session", "publish_elements", "at", "lease"}
     wanted = {name for name in dir(behind) if not name.startswith("_")} - internal
     assert wanted - set(dir(face)) == set()
     for name in wanted - set(getattr(behind, "__struct_fields__", ())):
@@ -307,7 +308,7 @@ def test_jobs_of_a_lost_connection_are_not_given_out(mesh: blocking.Mesh) -> Non
         until(lambda: len(jobs._here) == 1 or bool(jobs._behind._buffer))
         link = mesh.behind.session.link
         assert link is not None
-        mesh.loop.call(link._transport.aclose)
+        mesh.loop.post(link._end, ConnectionLost("cut"))
         until(lambda: not first.is_held)
         found = sorted(jobs.get(timeout_s=DEADLINE_S).payload for _ in range(2))
         assert found == [b"1", b"2"]
