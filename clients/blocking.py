@@ -46,6 +46,7 @@ from ganglion.protocols.native.operations import Operation
 __all__ = [
     "Connection",
     "Consumer",
+    "Face",
     "Follower",
     "GroupFollower",
     "GroupRecord",
