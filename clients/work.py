@@ -104,14 +104,17 @@ class Work(Generic[_T]):
     def give_up(self, attempt: int, error: Exception) -> str:
         """Say that none follows; the reason in a line."""
         self.failed += 1
+        reason = _reason(error)
         _log.error(
-            "%s: %s failed at try %d, and there is no other",
+            "%s: %s failed at try %d, and there is no other: %s",
             self.source,
             self.handler.name,
             attempt,
-            exc_info=error,
+            reason,
+            # A payload that is wrong is no fault of the handler, and is nowhere in its code.
+            exc_info=None if isinstance(error, NotDecodable) else error,
         )
-        return _reason(error)
+        return reason
 
 
 async def on_job(work: Work[Job], job: Job, *, retry: Retry) -> None:

@@ -100,9 +100,12 @@ async def test_a_job_that_fails_is_tried_again_and_then_set_aside(
 
 @under_each
 async def test_errors_that_no_try_mends_are_set_aside_at_once(
-    broker: RunningBroker,
+    broker: RunningBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error that the policy does not name, and a payload that is not what the handler wants."""
+    """An error that the policy does not name, and a payload that is not what the handler wants.
+
+    The log has both reasons, and a traceback where it leads into the handler.
+    """
     async with connect(broker.native_url) as mesh:
         await mesh.queue("billing").declare(dead_letter="billing-dead")
         worker = mesh.worker()
@@ -119,6 +122,8 @@ async def test_errors_that_no_try_mends_are_set_aside_at_once(
             reasons = [(await anext(dead)).headers["x-dead-letter-reason"] for _ in range(2)]
         assert reasons[0] == "ValueError: there is no such customer"
         assert "cannot read the payload" in reasons[1]
+    assert all(reason in each.message for reason, each in zip(reasons, caplog.records, strict=True))
+    assert [bool(each.exc_info) for each in caplog.records] == [True, False]
 
 
 @under_each

@@ -5,6 +5,7 @@ Screenshots are left in ``.reports/`` for whoever wants to look.
 
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +124,25 @@ def test_live_order(node: Daemon, page: Page) -> None:
         expect(page.locator("#steps li").last).to_contain_text("delivered")
         photograph(page, "live-order", "delivered")
         process.terminate()
+
+
+def test_live_order_with_python_services(page: Page) -> None:
+    """The same page on five Python services: an order that goes well, and one that does not."""
+    with start_daemon("--web", "127.0.0.1:0", "--native", "127.0.0.1:0") as node:
+        url = f"ganglion://127.0.0.1:{node.ports['native']}"
+        command = [sys.executable, "-m", "examples.orders", url]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith(b"running: order, stock")
+            page.goto(url_of(node, "/js/order.html"))
+            page.get_by_role("button", name="Order").click()
+            expect(page.locator("#state")).to_have_text("on its way")
+            photograph(page, "live-order-python")
+            page.get_by_label("What would you like?").fill("a unicorn")
+            page.get_by_role("button", name="Order").click()
+            expect(page.locator("#state")).to_have_text("sold out")
+            process.terminate()
+            assert process.wait(20) == 0
 
 
 def test_mqtt_js_in_the_browser(node: Daemon, page: Page) -> None:
