@@ -1,10 +1,10 @@
-"""What Ganglion adds to pytest: the fixture ``ganglion_broker``.
+"""What Ganglion adds to pytest: ``ganglion_broker``, ``ganglion_mesh``, ``ganglion_connect``.
 
 pytest loads this module at every start once Ganglion is installed, with the node or without, so it
 imports nothing of the broker before a test asks for one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,9 +12,10 @@ import pytest
 from ganglion import BrokerNotInstalled
 
 if TYPE_CHECKING:
+    from ganglion import connect, sync
     from ganglion.testing import RunningBroker
 
-__all__ = ["ganglion_broker"]
+__all__ = ["ganglion_broker", "ganglion_connect", "ganglion_mesh"]
 
 
 @pytest.fixture
@@ -31,3 +32,26 @@ def ganglion_broker() -> "Iterator[RunningBroker]":
 
     with broker_thread() as broker:
         yield broker
+
+
+@pytest.fixture
+def ganglion_mesh(ganglion_broker: "RunningBroker") -> "Iterator[sync.Mesh]":
+    """A synchronous client of the test's own broker, connected."""
+    from ganglion import sync
+
+    with sync.connect(ganglion_broker.native_url) as mesh:
+        yield mesh
+
+
+@pytest.fixture
+def ganglion_connect(ganglion_broker: "RunningBroker") -> "Callable[..., connect]":
+    """What connects to the broker of the test, in ``async with``, and gives a mesh.
+
+    It works under pytest-trio, pytest-asyncio and anyio's plugin alike; options are those of
+    `ganglion.connect`.
+    """
+    from functools import partial
+
+    from ganglion import connect
+
+    return partial(connect, ganglion_broker.native_url)

@@ -10,7 +10,9 @@ In any other program, asyncio and plain threads included::
     with ganglion.testing.broker_thread(users={"ada": "secret"}) as broker:
         ...
 
-In pytest the fixture ``ganglion_broker`` gives a new broker to each test that names it.
+In pytest the fixture ``ganglion_broker`` gives a new broker to each test that names it,
+``ganglion_mesh`` a synchronous client of it, and ``ganglion_connect`` connects asynchronous ones.
+`expect` waits for a message, and says what came instead.
 
 Each broker listens on a free port of 127.0.0.1, keeps everything in memory, and is ready when the
 context is entered. Without users everything is allowed to everybody.
@@ -41,10 +43,19 @@ try:
     from ganglion.broker.daemon.definitions import parse_queues, parse_streams
     from ganglion.broker.daemon.rules import parse_rules
     from ganglion.broker.net.addresses import Address
+    from ganglion.expectations import AsyncExpectation, Expectation, expect
 except ModuleNotFoundError as error:
     raise BrokerNotInstalled(error.name) from error
 
-__all__ = ["InvalidOption", "RunningBroker", "broker", "broker_thread"]
+__all__ = [
+    "AsyncExpectation",
+    "Expectation",
+    "InvalidOption",
+    "RunningBroker",
+    "broker",
+    "broker_thread",
+    "expect",
+]
 
 _T = TypeVar("_T")
 
