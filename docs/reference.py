@@ -77,6 +77,7 @@ _LINE_MAX: Final = 88
 _CONTEXTS: Final = {"__enter__": "with", "__aenter__": "async with"}
 _TESTING: Final = "ganglion.testing"
 
+_ITEM = re.compile(r"\b_T\b")
 _NAME = re.compile(r"(?<!`)`(\w+)((?:\.\w+)?)`(?!`)")
 _CODE_FOLLOWS = re.compile(r"(?m)^::\n\n|(?<=:):$")
 _DOCUMENT = re.compile(r"`docs/(\w+\.md)`")
@@ -143,6 +144,10 @@ class _Reference:
     def _class(self, entry: griffe.Class, name: str) -> Iterator[str]:
         own = _members(entry)
         bases = [str(base).partition("[")[0] for base in entry.bases]
+        # What comes out of a channel: the parameter of its base, which readers do not see.
+        item = next(
+            (str(base)[:-1].partition("[")[2] for base in entry.bases if "[" in str(base)), ""
+        )
         if public := [f"`{base}`" for base in bases if base in self._names]:
             yield self._linked(f"Is a {' and a '.join(public)}.")
         yield self._text(entry, name)
@@ -166,7 +171,8 @@ class _Reference:
         for each, member in shown.items():
             if isinstance(member, griffe.Function):
                 yield f"#### {name}.{each}"
-                yield from self._function(member, each)
+                for line in self._function(member, each):
+                    yield _ITEM.sub(item, line) if item else line
 
     def _attributes(self, members: dict[str, griffe.Object], *, is_record: bool) -> Iterator[str]:
         for name, member in members.items():

@@ -3,8 +3,8 @@
 Each section is a test. Its blocks share their names, a connected ``mesh`` and the ``Order`` of the
 first section; what they print is compared with the text that follows them. What a reader need not
 see stands in comments of the page in front of a block: ``<!-- beside f(), g() -->`` runs these
-while the block does, and ``<!-- for ever -->`` says that it ends only when it is told to, which is
-done when it has printed all that the page promises.
+while the block does, ``<!-- for ever -->`` says that it ends only when it is told to, which is done
+when it has printed all that the page promises, and ``<!-- in a thread -->`` that it blocks.
 """
 
 import ast
@@ -44,6 +44,8 @@ class Example:
     code: str
     beside: str
     is_endless: bool
+    is_blocking: bool
+    """Whether it is a program of its own kind, or one with a loop of its own."""
     prints: list[str] | None
     """What the page says that it prints; None: the page says nothing of that."""
 
@@ -55,12 +57,13 @@ def sections() -> dict[str, list[Example]]:
         examples = []
         for block in BLOCK.finditer(section):
             comment = block["comment"] or ""
-            assert not comment or comment == "for ever" or comment.startswith("beside ")
+            assert comment in ("", "for ever", "in a thread") or comment.startswith("beside ")
             examples.append(
                 Example(
                     block["code"],
                     comment.removeprefix("beside ") if comment.startswith("beside ") else "",
                     comment == "for ever",
+                    comment == "in a thread" or "asyncio.run(" in block["code"],
                     None if block["prints"] is None else block["prints"].splitlines(),
                 )
             )
@@ -153,12 +156,12 @@ class Player:
                 beside.start_soon(self._run, example.code)
                 await eventually(lambda: self._printed == example.prints)
             else:
-                await self._run(example.code)
+                await self._run(example.code, is_blocking=example.is_blocking)
             beside.cancel_scope.cancel()
         if example.prints is not None:
             assert self._printed == example.prints, example.code
 
-    async def _run(self, text: str) -> None:
+    async def _run(self, text: str, *, is_blocking: bool = False) -> None:
         code = compile(
             self._place.code(text),
             "guide",
@@ -166,7 +169,7 @@ class Player:
             ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
             dont_inherit=True,
         )
-        if "asyncio.run(" in text:  # a whole program, which has a loop of its own
+        if is_blocking:
             await to_thread.run_sync(exec, code, self._names)
             return
         running = eval(code, self._names)
@@ -226,4 +229,6 @@ def test_every_block_of_the_guide_is_found() -> None:
     found = [each for examples in SECTIONS.values() for each in examples]
     assert len(found) == text.count("```python\n") > 25
     assert len([each for each in found if each.prints is not None]) == text.count("```text\n")
-    assert len([each for each in found if each.beside or each.is_endless]) == text.count("<!--")
+    assert len([each for each in found if each.beside or each.is_endless or each.is_blocking]) == (
+        text.count("<!--") + text.count("asyncio.run(")
+    )
