@@ -5,7 +5,8 @@ The Python client, from the inside outwards. Sans-I/O: `addresses`, `errors`, `c
 moves bytes, `link` is one connection, `session` is what outlives connections. What goes over a
 session: `publishing`, `channels` (what comes until it is closed) with `subscriptions`, `queues`,
 `streams` and `requests`, and `retained`. `mesh` is the face of all that. On top of it, `workers`
-have `handlers` deal with what comes, `work` says what becomes of it, and `circuit` is for requests.
+have `handlers` deal with what comes, `work` says what becomes of it, and `signals` when to stop;
+`circuit` is for requests.
 `blocking` is the face for threads, over a `loop_thread`.
 
 `command_line` holds the client commands of ``ganglion``; ``js`` what browsers load.

@@ -41,6 +41,7 @@ from ganglion.clients.handlers import Face as HandlerFace
 from ganglion.clients.loop_thread import LoopThread
 from ganglion.clients.messages import Message, MessageOptions, Record
 from ganglion.clients.session import StateChange
+from ganglion.clients.signals import SIGNALS
 from ganglion.protocols.native.operations import Operation
 
 __all__ = [
@@ -718,7 +719,7 @@ def _signals(
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {each: signal.signal(each, handler) for each in workers.SIGNALS}
+    before = {each: signal.signal(each, handler) for each in SIGNALS}
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 from anyio import TASK_STATUS_IGNORED
@@ -38,6 +38,7 @@ from ganglion.clients.handlers import Face, Handler, Retry
 from ganglion.clients.messages import Message
 from ganglion.clients.queues import Consumer, Job
 from ganglion.clients.requests import Request
+from ganglion.clients.signals import heed_signals
 from ganglion.clients.streams import GroupRecord
 from ganglion.clients.tracing import continuing
 from ganglion.clients.work import HandlerStatistics, Work, on_job, on_message, on_record, on_request
@@ -45,12 +46,10 @@ from ganglion.clients.work import HandlerStatistics, Work, on_job, on_message, o
 if TYPE_CHECKING:
     from ganglion.clients.mesh import Mesh
 
-__all__ = ["SIGNALS", "Worker", "WorkerStatistics"]
+__all__ = ["Worker", "WorkerStatistics"]
 
 _log = logging.getLogger("ganglion.worker")
 
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-"""What tells a worker to stop."""
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -278,7 +277,8 @@ class Worker:
             async with anyio.create_task_group() as handling:
                 around.start_soon(self._end, stopping, handling.cancel_scope)
                 if threading.current_thread() is threading.main_thread():
-                    await around.start(self._heed_signals, stopping, handling.cancel_scope)
+                    heed = partial(self._heed, stopping, handling.cancel_scope)
+                    await around.start(heed_signals, heed)
                 task_status.started()
                 for work in self._works:
                     for _ in range(work.concurrency):
@@ -338,18 +338,16 @@ class Worker:
                 )
         running.cancel()
 
-    async def _heed_signals(
-        self, stopping: anyio.Event, running: anyio.CancelScope, *, task_status: TaskStatus[None]
+    def _heed(
+        self, stopping: anyio.Event, running: anyio.CancelScope, each: signal.Signals
     ) -> None:
-        with anyio.open_signal_receiver(*SIGNALS) as signals:
-            task_status.started()
-            async for each in signals:
-                if stopping.is_set():
-                    _log.warning("%s again: what runs is given back", each.name)
-                    running.cancel()
-                    return
-                _log.info("%s: no new work, and an end when what runs is done", each.name)
-                stopping.set()
+        """A signal came: nothing new, or at the second one nothing more."""
+        if stopping.is_set():
+            _log.warning("%s again: what runs is given back", each.name)
+            running.cancel()
+        else:
+            _log.info("%s: no new work, and an end when what runs is done", each.name)
+            stopping.set()
 
 
 def _counted(name: str, value: int) -> int:

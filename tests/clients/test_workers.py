@@ -463,6 +463,29 @@ async def test_a_signal_stops_it(broker: RunningBroker) -> None:
 
 
 @under_each
+async def test_a_signal_stops_all_workers_of_a_program(broker: RunningBroker) -> None:
+    """Whichever was started first, and also when the one that listened has ended before."""
+    async with connect(broker.native_url) as mesh, anyio.create_task_group() as tasks:
+        workers = [mesh.worker() for _ in range(4)]
+        for worker in workers:
+            worker.topic("a/#")(_see)
+            await tasks.start(worker.run)
+
+        def running() -> list[bool]:
+            return [each.statistics().is_running for each in workers]
+
+        workers[0].stop()
+        await eventually(lambda: running() == [False, True, True, True])
+        workers[3].stop()
+        await eventually(lambda: running() == [False, True, True, False])
+        os.kill(os.getpid(), signal.SIGTERM)
+        await eventually(lambda: not any(running()))
+
+
+async def _see(message: Message) -> None: ...
+
+
+@under_each
 async def test_handlers_carry_traces_on(broker: RunningBroker) -> None:
     """What a handler sends belongs to the trace and the correlation of what it was called with."""
     root = TraceContext.new("process-7")
