@@ -185,6 +185,19 @@ class Link:
         if self._is_idle:
             self._wake_writer()
 
+    def put_message(self, topic: str, payload: bytes, properties: dict[str, Any] | None) -> None:
+        """Send soon what has no answer, and is sent by the hundred thousand.
+
+        Raises `BadOption` for more than the node takes.
+        """
+        data = self.conversation.message(topic, payload, properties)
+        if len(data) > self.frame_max_bytes:
+            raise self._too_large(data)
+        self._output.append(data)
+        self._output_bytes += len(data)
+        if self._is_idle:
+            self._wake_writer()
+
     def put_now(self, data: bytes) -> None:
         """Send this at once where that is possible.
 

@@ -108,6 +108,8 @@ class Session:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.encode = settings.codec.encode
+        """A payload and its content type out of a value."""
         self.link: Link | None = None
         self.error: ClientError | None = None
         self.outbox = Outbox(settings.publishes_max, waits=self.waits)
@@ -224,7 +226,7 @@ class Session:
         self, topic: str, value: object, about: MessageOptions
     ) -> tuple[str, bytes, dict[str, Any] | None]:
         """Topic, payload and properties of a message. Raises `BadOption`."""
-        payload, content_type = self.settings.codec.encode(value)
+        payload, content_type = self.encode(value)
         return topic, payload, properties_of(about, content_type)
 
     async def publish(

@@ -24,6 +24,10 @@ class Talk:
 
     def __init__(self, stream: SocketStream) -> None:
         self._stream = stream
+        # anyio's under asyncio reads ahead without bound until it has been waited for once.
+        transport: Any = getattr(stream, "_transport", None)
+        if transport is not None:
+            transport.pause_reading()
         self._reader = FrameReader(OPEN_LIMITS)
         self.hello: dict[str, Any] = {}
         """The options that the client said hello with."""
