@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -388,16 +389,18 @@ def test_a_worker_runs_plain_functions(mesh: blocking.Mesh) -> None:
     def work(order: Order, job: blocking.Job) -> None:
         if order.number == 13:
             job.reject("unlucky")
-        if order.number == 14:
+        elif order.number == 14:
             raise OSError("no paper")
-        mesh.publish("done", order)
+        else:
+            mesh.publish("done", order)
 
     @worker.request("double")
     def double(order: Order) -> Order:
         return Order(order.number * 2)
 
-    with mesh.subscribe("done") as done, ThreadPoolExecutor() as threads:
+    with mesh.subscribe("done") as done, ThreadPoolExecutor() as threads, ExitStack() as stack:
         end = threads.submit(worker.run)
+        stack.callback(worker.stop)  # or the executor would wait for ever after a failure
         for number in (7, 13, 14):
             queue.send(Order(number))
         assert done.get(timeout_s=DEADLINE_S).decode(Order) == Order(7)
