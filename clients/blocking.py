@@ -40,6 +40,7 @@ from ganglion.clients.errors import BadOption, ClientError, Closed, TimedOut
 from ganglion.clients.handlers import Face as HandlerFace
 from ganglion.clients.loop_thread import LoopThread
 from ganglion.clients.messages import Message, MessageOptions, Record
+from ganglion.clients.owed import IsOwed
 from ganglion.clients.session import StateChange
 from ganglion.clients.signals import SIGNALS
 from ganglion.protocols.native.operations import Operation
@@ -296,7 +297,40 @@ class Subscription(Items[Message]):
         return cast("subscriptions.Subscription", self._behind).dropped
 
 
-class Job(Message, frozen=True, eq=False, kw_only=True):
+class _IsOwed(IsOwed, Protocol):
+    """What `_Owed` needs to know of an item."""
+
+    @property
+    def loop(self) -> LoopThread:
+        """Where what is said of it is sent."""
+        ...
+
+
+_Item = TypeVar("_Item", bound=_IsOwed)
+
+
+class _Owed:
+    """An item for ``with``, as `ganglion.clients.owed.Owed` is for ``async with``."""
+
+    __slots__ = ()
+
+    def __enter__(self: _Item) -> _Item:  # noqa: PYI019 - Self has no bound
+        """Deal with it: what this thread sends inside carries its correlation and trace on."""
+        self.at.enter(self.handle, self)
+        return self
+
+    def __exit__(
+        self: _IsOwed,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Say by the way it was left what the block has not said: done, failed, no answer."""
+        self.at.leave(self.handle)
+        self.loop.post(self.at.say_left, self.handle, error)
+
+
+class Job(_Owed, Message, frozen=True, eq=False, kw_only=True):
     """A message of a queue, leased to this program until it is settled."""
 
     loop: LoopThread = field()
@@ -306,6 +340,16 @@ class Job(Message, frozen=True, eq=False, kw_only=True):
     def of(cls, loop: LoopThread, job: queues.Job) -> Self:
         """The face of a job."""
         return cls(job.topic, job.payload, job.properties, job.codec, loop=loop, job=job)
+
+    @property
+    def at(self) -> queues.Settling:
+        """Where it came from."""
+        return self.job.at
+
+    @property
+    def handle(self) -> int:
+        """The number by which it is known there."""
+        return self.job.handle
 
     @property
     def attempts(self) -> int:
@@ -334,26 +378,10 @@ class Job(Message, frozen=True, eq=False, kw_only=True):
         self.loop.call(self.job.extend, lease_s)
 
     def _settle(self, operation: Operation, *elements: object, confirmed: bool) -> None:
-        job = self.job
-        _settle(self.loop, job.at, operation, job.lease, *elements, confirmed=confirmed)
-
-    def __enter__(self) -> Self:
-        """Deal with it: what this thread sends inside carries its correlation and trace on."""
-        self.job.at.enter(self.job.lease, self)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Acknowledge, unless it is settled; an exception gives it back, and goes on upwards."""
-        self.job.at.leave(self.job.lease)
-        self.loop.post(self.job.at.settle_left, self.job.lease, error)
+        _settle(self.loop, self.at, operation, self.handle, *elements, confirmed=confirmed)
 
 
-class GroupRecord(Record, frozen=True, eq=False, kw_only=True):
+class GroupRecord(_Owed, Record, frozen=True, eq=False, kw_only=True):
     """A record that came to a member of a consumer group, which has to settle it."""
 
     loop: LoopThread = field()
@@ -373,6 +401,11 @@ class GroupRecord(Record, frozen=True, eq=False, kw_only=True):
             at=record.at,
         )
 
+    @property
+    def handle(self) -> int:
+        """The number by which it is known where it came from."""
+        return self.sequence
+
     def ack(self, *, confirmed: bool = False) -> None:
         """It is dealt with; the position of the group moves when all before it are, too."""
         _settle(self.loop, self.at, Operation.ACK, self.sequence, confirmed=confirmed)
@@ -380,21 +413,6 @@ class GroupRecord(Record, frozen=True, eq=False, kw_only=True):
     def nack(self, delay_s: float | None = None, *, confirmed: bool = False) -> None:
         """It is not: another member, or this one, gets it again."""
         _settle(self.loop, self.at, Operation.NACK, self.sequence, delay_s, confirmed=confirmed)
-
-    def __enter__(self) -> Self:
-        """Deal with it: what this thread sends inside carries its correlation and trace on."""
-        self.at.enter(self.sequence, self)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Acknowledge, unless it is settled; an exception gives it back, and goes on upwards."""
-        self.at.leave(self.sequence)
-        self.loop.post(self.at.settle_left, self.sequence, error)
 
 
 def _settle(
@@ -411,7 +429,7 @@ def _settle(
         loop.post(at.settle_soon, operation, lease, *elements)
 
 
-class Request(Message, frozen=True, eq=False, kw_only=True):
+class Request(_Owed, Message, frozen=True, eq=False, kw_only=True):
     """A request that waits for an answer of this program."""
 
     loop: LoopThread = field()
@@ -430,6 +448,16 @@ class Request(Message, frozen=True, eq=False, kw_only=True):
         )
 
     @property
+    def at(self) -> requests.Serving:
+        """Where it came from."""
+        return self.request.at
+
+    @property
+    def handle(self) -> int:
+        """The number by which it is known there."""
+        return self.request.handle
+
+    @property
     def is_wanted(self) -> bool:
         """Whether it has no answer yet and somebody waits for one."""
         return self.request.is_wanted
@@ -441,21 +469,6 @@ class Request(Message, frozen=True, eq=False, kw_only=True):
     def fail(self, text: str, code: str | None = None) -> bool:
         """Say why there is no answer: who asks gets `ResponderFailed` with these."""
         return self.loop.call(self.request.fail, text, code)
-
-    def __enter__(self) -> Self:
-        """Deal with it: what this thread sends inside carries its correlation and trace on."""
-        self.request.at.enter(self.request.call, self)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Left without an answer, or by an exception: who asks is told; it goes on upwards."""
-        self.request.at.leave(self.request.call)
-        self.loop.post(self.request.at.answer_left, self.request.call, error)
 
 
 class Consumer(Items[Job]):

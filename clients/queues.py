@@ -8,8 +8,7 @@ not settled to somebody else.
 """
 
 from collections.abc import Iterator, Mapping
-from types import TracebackType
-from typing import Any, Final, Self, TypedDict, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
 from msgspec import Struct, field
 
@@ -18,8 +17,8 @@ from ganglion.clients.codecs import Codec
 from ganglion.clients.errors import BadOption, ClientError, ConnectionLost, LeaseLost, NotFound
 from ganglion.clients.link import Link
 from ganglion.clients.messages import Message, MessageOptions, Receipt
+from ganglion.clients.owed import Owed, OwedChannel, Owing
 from ganglion.clients.session import Session
-from ganglion.clients.tracing import continuing
 from ganglion.protocols.native.frames import Frame
 from ganglion.protocols.native.operations import BATCH_MAX, CREDIT_MAX, Operation
 
@@ -36,17 +35,14 @@ __all__ = [
 _NOTHING: Final[dict[str, Any]] = {}
 
 
-class Settling(Attached):
+class Settling(Owing):
     """A channel whose items are leased and have to be settled, on one connection."""
 
-    __slots__ = ("_acks", "_contexts", "held")
+    __slots__ = ("_acks",)
 
     def __init__(self, channel: Channel[Any], link: Link, number: int) -> None:
         super().__init__(channel, link, number)
-        self.held: dict[int, None] = {}
-        """Leases of what came and is not settled."""
         self._acks: list[int] = []
-        self._contexts: dict[int, continuing] = {}
 
     def output(self) -> Iterator[bytes]:
         """The acknowledgements since the last time."""
@@ -57,25 +53,21 @@ class Settling(Attached):
 
     def let_go(self) -> None:
         """Nothing that was leased here can be settled any more."""
-        self.held.clear()
+        self.owed.clear()
         self._acks.clear()
 
     @property
     def is_busy(self) -> bool:
         """Whether something is leased here that is not settled."""
-        return bool(self.held or self._acks)
-
-    def retire(self) -> None:
-        """Take nothing new, and let what is here be settled here."""
-        self.link.notify(Operation.CREDIT, self.number, 0)
+        return bool(self.owed or self._acks)
 
     def holds(self, lease: int) -> bool:
         """Whether this can be settled."""
-        return lease in self.held
+        return lease in self.owed
 
     def settle_soon(self, operation: Operation, lease: int, *elements: object) -> None:
         """Settle once, with the next that is sent; a lease that is gone is nobody's fault."""
-        if self.held.pop(lease, self) is not None:
+        if self.owed.pop(lease, self) is not None:
             return
         if operation == Operation.ACK:
             self._acks.append(lease)
@@ -90,7 +82,7 @@ class Settling(Attached):
         if not confirmed:
             self.settle_soon(operation, lease, *elements)
             return
-        if self.held.pop(lease, self) is not None:
+        if self.owed.pop(lease, self) is not None:
             raise LeaseLost("this was settled already, or its connection was lost")
         self.link.flush(self)
         try:
@@ -103,45 +95,38 @@ class Settling(Attached):
 
     async def extend(self, lease: int, lease_s: float) -> None:
         """Keep it for so long from now on. Raises `LeaseLost`."""
-        if lease not in self.held:
+        if lease not in self.owed:
             raise LeaseLost("this was settled already, or its connection was lost")
         try:
             (result, *_) = await self.link.call(Operation.EXTEND, self.number, lease, lease_s)
         except (ConnectionLost, NotFound) as error:
             raise LeaseLost(f"somebody else gets it, or has it: {error}") from error
         if result.get("gone"):
-            self.held.pop(lease, None)
+            self.owed.pop(lease, None)
             raise LeaseLost("the lease had run out: somebody else gets it, or has it")
 
-    def enter(self, lease: int, message: Message) -> None:
-        """A program begins to deal with it: what it sends is part of the same trace."""
-        context = continuing(message.headers)
-        if context.__enter__() is not None:
-            self._contexts[lease] = context
-
-    def leave(self, lease: int) -> None:
-        """A program is done with it, and back in the trace that it was in before."""
-        context = self._contexts.pop(lease, None)
-        if context is not None:
-            context.__exit__(None, None, None)
-
-    def settle_left(self, lease: int, error: BaseException | None) -> None:
+    def say_left(self, handle: int, error: BaseException | None) -> None:
         """Settle what its block has not: by how the block was left."""
         if error is None:
-            self.settle_soon(Operation.ACK, lease)
+            self.settle_soon(Operation.ACK, handle)
         elif isinstance(error, Exception):
-            self.settle_soon(Operation.NACK, lease)
+            self.settle_soon(Operation.NACK, handle)
         else:  # cancelled: it is no fault of the message, somebody else may have it at once
-            self.settle_soon(Operation.NACK, lease, 0)
+            self.settle_soon(Operation.NACK, handle, 0)
 
 
-class Job(Message, frozen=True, eq=False, kw_only=True):
+class Job(Owed, Message, frozen=True, eq=False, kw_only=True):
     """A message of a queue, leased to this program until it is settled."""
 
     lease: int
     attempts: int = 0
     """How often it was delivered in vain before."""
     at: Settling = field()
+
+    @property
+    def handle(self) -> int:
+        """The lease."""
+        return self.lease
 
     @property
     def is_held(self) -> bool:
@@ -164,23 +149,8 @@ class Job(Message, frozen=True, eq=False, kw_only=True):
         """It takes longer: so many seconds from now on. Raises `LeaseLost`."""
         await self.at.extend(self.lease, lease_s)
 
-    async def __aenter__(self) -> Self:
-        """Deal with it: what is sent inside carries its correlation and trace on."""
-        self.at.enter(self.lease, self)
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Acknowledge, unless it is settled; an exception gives it back, and goes on upwards."""
-        self.at.leave(self.lease)
-        self.at.settle_left(self.lease, error)
-
-
-class Consumer(Channel[Job]):
+class Consumer(OwedChannel[Job]):
     """Jobs of a queue."""
 
     operation = Operation.CONSUME
@@ -236,23 +206,12 @@ class Consumer(Channel[Job]):
     def on_frame(self, frame: Frame, at: Attached) -> None:
         """Jobs came."""
         assert isinstance(at, Settling)
-        held, codec = at.held, self._codec
+        owed, codec = at.owed, self._codec
         for lease, topic, payload, *more in frame[2]:
-            held[lease] = None
+            owed[lease] = None
             about = more[0] if more and more[0] else _NOTHING
             attempts = more[1] if len(more) > 1 and more[1] else 0
             self.give(Job(topic, payload, about, codec, lease=lease, attempts=attempts, at=at))
-
-    def on_detached(self, at: Attached, error: ClientError) -> None:
-        """Jobs that nobody has taken are no longer ours."""
-        self.drop(at)
-        super().on_detached(at, error)
-
-    def drop(self, at: Attached) -> None:
-        """Forget what came over this connection and was not taken."""
-        kept = [job for job in self._buffer if job.at is not at]
-        self._buffer.clear()
-        self._buffer.extend(kept)
 
 
 class QueueOptions(TypedDict, total=False):

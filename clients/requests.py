@@ -1,17 +1,16 @@
 """Requests: asking one responder or all of them, and answering as a service."""
 
-from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import Any, Final, Unpack
 
 import anyio
 from msgspec import field
 
 from ganglion.clients.channels import Attached, Channel, Channels
-from ganglion.clients.errors import BadOption, ClientError, TimedOut
+from ganglion.clients.errors import BadOption, TimedOut
 from ganglion.clients.link import Call, Link
 from ganglion.clients.messages import Message, MessageOptions, properties_in
+from ganglion.clients.owed import Owed, OwedChannel, Owing
 from ganglion.clients.session import Session
-from ganglion.clients.tracing import continuing
 from ganglion.protocols.native.frames import Frame
 from ganglion.protocols.native.operations import CREDIT_MAX, Operation
 
@@ -85,27 +84,15 @@ def _reply(session: Session, topic: str, elements: tuple[Any, ...]) -> Message:
     return Message(topic, payload, properties_in(elements, 1), session.settings.codec)
 
 
-class Serving(Attached):
+class Serving(Owing):
     """A service on one connection, with the calls that wait for its answer."""
 
-    __slots__ = ("_contexts", "open", "unwanted")
+    __slots__ = ("unwanted",)
 
     def __init__(self, channel: Channel[Any], link: Link, number: int) -> None:
         super().__init__(channel, link, number)
-        self.open: dict[int, None] = {}
-        """Calls that have no answer and that somebody waits for."""
         self.unwanted: dict[int, anyio.Event] = {}
         """Of calls whose program wants to know when nobody waits any more."""
-        self._contexts: dict[int, continuing] = {}
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether somebody waits for an answer."""
-        return bool(self.open)
-
-    def retire(self) -> None:
-        """Take nothing new, and let what is here be answered here."""
-        self.link.notify(Operation.CREDIT, self.number, 0)
 
     def on_frame(self, frame: Frame) -> None:
         """A call, or word that one is not wanted any more."""
@@ -116,12 +103,12 @@ class Serving(Attached):
 
     def let_go(self) -> None:
         """Nobody can be answered any more."""
-        for call in list(self.open):
+        for call in list(self.owed):
             self.close(call)
 
     def close(self, call: int) -> bool:
         """It is answered, or not wanted; False: it was already."""
-        is_open = self.open.pop(call, self) is None
+        is_open = self.owed.pop(call, self) is None
         unwanted = self.unwanted.pop(call, None)
         if unwanted is not None:
             unwanted.set()
@@ -132,39 +119,32 @@ class Serving(Attached):
         if not self.close(call):
             return False
         data = self.link.conversation.notice(operation, 0, self.number, call, *elements)
-        self.link.put_frame(data, is_waited_for=not self.open)
+        self.link.put_frame(data, is_waited_for=not self.owed)
         return True
 
-    def enter(self, call: int, message: Message) -> None:
-        """A program begins to deal with it: what it sends is part of the same trace."""
-        context = continuing(message.headers)
-        if context.__enter__() is not None:
-            self._contexts[call] = context
-
-    def leave(self, call: int) -> None:
-        """A program is done with it, and back in the trace that it was in before."""
-        context = self._contexts.pop(call, None)
-        if context is not None:
-            context.__exit__(None, None, None)
-
-    def answer_left(self, call: int, error: BaseException | None) -> None:
+    def say_left(self, handle: int, error: BaseException | None) -> None:
         """Tell who asks that there is no answer, if its block has given none."""
         if isinstance(error, Exception):
-            self.answer(Operation.FAIL, call, f"{type(error).__name__}: {error}", "error")
+            self.answer(Operation.FAIL, handle, f"{type(error).__name__}: {error}", "error")
         else:
-            self.answer(Operation.FAIL, call, "the responder gave no answer", "no_answer")
+            self.answer(Operation.FAIL, handle, "the responder gave no answer", "no_answer")
 
 
-class Request(Message, frozen=True, eq=False, kw_only=True):
+class Request(Owed, Message, frozen=True, eq=False, kw_only=True):
     """A request that waits for an answer of this program."""
 
     call: int
     at: Serving = field()
 
     @property
+    def handle(self) -> int:
+        """The number of the call."""
+        return self.call
+
+    @property
     def is_wanted(self) -> bool:
         """Whether it has no answer yet and somebody waits for one."""
-        return self.call in self.at.open
+        return self.call in self.at.owed
 
     async def unwanted(self) -> None:
         """Wait until nobody waits for the answer any more, or it was given."""
@@ -182,23 +162,8 @@ class Request(Message, frozen=True, eq=False, kw_only=True):
         """Say why there is no answer: who asks gets `ResponderFailed` with these."""
         return self.at.answer(Operation.FAIL, self.call, text, code)
 
-    async def __aenter__(self) -> Self:
-        """Deal with it: what is sent inside carries its correlation and trace on."""
-        self.at.enter(self.call, self)
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Left without an answer, or by an exception: who asks is told; it goes on upwards."""
-        self.at.leave(self.call)
-        self.at.answer_left(self.call, error)
-
-
-class Service(Channel[Request]):
+class Service(OwedChannel[Request]):
     """Requests for the topics that a filter matches."""
 
     operation = Operation.SERVE
@@ -233,13 +198,6 @@ class Service(Channel[Request]):
         """A call came."""
         assert isinstance(at, Serving)
         about = properties_in(frame, 5)
-        at.open[frame[2]] = None
+        at.owed[frame[2]] = None
         codec = self.session.settings.codec
         self.give(Request(frame[3], frame[4], about, codec, call=frame[2], at=at))
-
-    def on_detached(self, at: Attached, error: ClientError) -> None:
-        """What nobody has taken can be answered no more."""
-        kept = [each for each in self._buffer if each.at is not at]
-        self._buffer.clear()
-        self._buffer.extend(kept)
-        super().on_detached(at, error)

@@ -15,9 +15,10 @@ from msgspec import Struct, field
 
 from ganglion.clients.channels import Attached, Channel, Channels
 from ganglion.clients.codecs import Codec
-from ganglion.clients.errors import BadOption, ClientError
+from ganglion.clients.errors import BadOption
 from ganglion.clients.link import Link
 from ganglion.clients.messages import MEMBERS_MAX, MessageOptions, Record, column, is_large
+from ganglion.clients.owed import Owed, OwedChannel
 from ganglion.clients.queues import Settling
 from ganglion.clients.session import Session
 from ganglion.protocols.native.frames import Frame
@@ -201,10 +202,15 @@ class Follower:
             self._following.close_soon()
 
 
-class GroupRecord(Record, frozen=True, eq=False, kw_only=True):
+class GroupRecord(Owed, Record, frozen=True, eq=False, kw_only=True):
     """A record that came to a member of a consumer group, which has to settle it."""
 
     at: Settling = field()
+
+    @property
+    def handle(self) -> int:
+        """The sequence."""
+        return self.sequence
 
     async def ack(self, *, confirmed: bool = False) -> None:
         """It is dealt with; the position of the group moves when all before it are, too."""
@@ -214,23 +220,8 @@ class GroupRecord(Record, frozen=True, eq=False, kw_only=True):
         """It is not: another member, or this one, gets it again."""
         await self.at.settle(Operation.NACK, self.sequence, delay_s, confirmed=confirmed)
 
-    async def __aenter__(self) -> Self:
-        """Deal with it: what is sent inside carries its correlation and trace on."""
-        self.at.enter(self.sequence, self)
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Acknowledge, unless it is settled; an exception gives it back, and goes on upwards."""
-        self.at.leave(self.sequence)
-        self.at.settle_left(self.sequence, error)
-
-
-class GroupFollower(Channel[GroupRecord]):
+class GroupFollower(OwedChannel[GroupRecord]):
     """A member of a consumer group of a stream."""
 
     operation = Operation.FOLLOW
@@ -261,19 +252,12 @@ class GroupFollower(Channel[GroupRecord]):
         """Records came."""
         assert isinstance(at, Settling)
         for sequence, time_s, topic, payload, about in _rows(frame[2:]):
-            at.held[sequence] = None
+            at.owed[sequence] = None
             self.give(
                 GroupRecord(
                     topic, payload, about, self._codec, sequence=sequence, time_s=time_s, at=at
                 )
             )
-
-    def on_detached(self, at: Attached, error: ClientError) -> None:
-        """What nobody has taken goes to another member."""
-        kept = [record for record in self._buffer if record.at is not at]
-        self._buffer.clear()
-        self._buffer.extend(kept)
-        super().on_detached(at, error)
 
 
 class Appended(Struct, frozen=True):

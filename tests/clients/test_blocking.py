@@ -91,7 +91,7 @@ def test_every_name_is_there_in_both(face: type, behind: type) -> None:
 def test_a_request_has_all_but_waiting() -> None:
     """`Request.unwanted` waits beside the work, for which a thread has no use."""
     missing = set(dir(requests.Request)) - set(dir(blocking.Request))
-    assert {each for each in missing if not each.startswith("_")} == {"unwanted", "at", "call"}
+    assert {each for each in missing if not each.startswith("_")} == {"unwanted", "call"}
 
 
 def test_connect_has_the_same_parameters() -> None:
