@@ -25,9 +25,9 @@ from ganglion.clients.errors import (
 )
 from ganglion.clients.link import Link
 from ganglion.protocols.native.frames import Frame
-from ganglion.protocols.native.operations import Operation
+from ganglion.protocols.native.operations import CREDIT_MAX, Operation
 
-__all__ = ["Attached", "Channel", "Channels"]
+__all__ = ["Attached", "Channel", "Channels", "check_credit"]
 
 _T = TypeVar("_T")
 
@@ -68,6 +68,12 @@ class Channels(Protocol):
     def remove(self, channel: "Channel[Any]") -> None:
         """Open it no more."""
         ...
+
+
+def check_credit(name: str, count: int, *, least: int = 1) -> None:
+    """Raise `BadOption` for an option that says how many items may be here, and cannot be that."""
+    if not least <= count <= CREDIT_MAX:
+        raise BadOption(f"{name} must be from {least} to {CREDIT_MAX:,}, not {count}")
 
 
 class Attached:

@@ -12,15 +12,15 @@ from typing import Any, Final, TypedDict, Unpack
 
 from msgspec import Struct, field
 
-from ganglion.clients.channels import Attached, Channel, Channels
+from ganglion.clients.channels import Attached, Channel, Channels, check_credit
 from ganglion.clients.codecs import Codec
-from ganglion.clients.errors import BadOption, ClientError, ConnectionLost, LeaseLost, NotFound
+from ganglion.clients.errors import ClientError, ConnectionLost, LeaseLost, NotFound
 from ganglion.clients.link import Link
 from ganglion.clients.messages import Message, MessageOptions, Receipt
 from ganglion.clients.owed import Owed, OwedChannel, Owing
 from ganglion.clients.session import Session
 from ganglion.protocols.native.frames import Frame
-from ganglion.protocols.native.operations import BATCH_MAX, CREDIT_MAX, Operation
+from ganglion.protocols.native.operations import BATCH_MAX, Operation
 
 __all__ = [
     "Consumer",
@@ -179,16 +179,14 @@ class Consumer(OwedChannel[Job]):
 
     def set_prefetch(self, prefetch: int) -> None:
         """Change that; 0: nothing more for now. What is here stays here."""
-        if not 0 <= prefetch <= CREDIT_MAX:
-            raise BadOption(f"prefetch must be from 0 to {CREDIT_MAX:,}, not {prefetch}")
+        check_credit("prefetch", prefetch, least=0)
         self._prefetch = prefetch
         if self.at is not None:
             self.at.link.notify(Operation.CREDIT, self.at.number, prefetch)
 
     def check(self) -> None:
         """It has room for at least one."""
-        if not 1 <= self._prefetch <= CREDIT_MAX:
-            raise BadOption(f"prefetch must be from 1 to {CREDIT_MAX:,}, not {self._prefetch}")
+        check_credit("prefetch", self._prefetch)
 
     def opening(self) -> tuple[object, ...]:
         """Queue and options."""

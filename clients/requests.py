@@ -5,14 +5,14 @@ from typing import Any, Final, Unpack
 import anyio
 from msgspec import field
 
-from ganglion.clients.channels import Attached, Channel, Channels
+from ganglion.clients.channels import Attached, Channel, Channels, check_credit
 from ganglion.clients.errors import BadOption, TimedOut
 from ganglion.clients.link import Call, Link
 from ganglion.clients.messages import Message, MessageOptions, properties_in
 from ganglion.clients.owed import Owed, OwedChannel, Owing
 from ganglion.clients.session import Session
 from ganglion.protocols.native.frames import Frame
-from ganglion.protocols.native.operations import CREDIT_MAX, Operation
+from ganglion.protocols.native.operations import Operation
 
 __all__ = ["Request", "Service", "Serving", "gather", "request"]
 
@@ -180,8 +180,7 @@ class Service(OwedChannel[Request]):
 
     def check(self) -> None:
         """It takes at least one request at a time."""
-        if not 1 <= self._concurrency <= CREDIT_MAX:
-            raise BadOption(f"concurrency must be from 1 to {CREDIT_MAX:,}")
+        check_credit("concurrency", self._concurrency)
 
     def opening(self) -> tuple[object, ...]:
         """Filter and options."""

@@ -13,7 +13,7 @@ from typing import Any, Final, Self, TypedDict, Unpack
 from anyio.lowlevel import current_token
 from msgspec import Struct, field
 
-from ganglion.clients.channels import Attached, Channel, Channels
+from ganglion.clients.channels import Attached, Channel, Channels, check_credit
 from ganglion.clients.codecs import Codec
 from ganglion.clients.errors import BadOption
 from ganglion.clients.link import Link
@@ -22,7 +22,7 @@ from ganglion.clients.owed import Owed, OwedChannel
 from ganglion.clients.queues import Settling
 from ganglion.clients.session import Session
 from ganglion.protocols.native.frames import Frame
-from ganglion.protocols.native.operations import BATCH_MAX, CREDIT_MAX, Operation
+from ganglion.protocols.native.operations import BATCH_MAX, Operation
 
 __all__ = [
     "Appended",
@@ -94,8 +94,7 @@ class Following(Channel[Record]):
 
     def check(self) -> None:
         """It has room for something, and begins in one place."""
-        if not 1 <= self._size <= CREDIT_MAX:
-            raise BadOption(f"buffer must be from 1 to {CREDIT_MAX:,}, not {self._size}")
+        check_credit("buffer", self._size)
         if self._received is not None and self._from_s is not None:
             raise BadOption("after and from_time exclude each other: give one of them")
 
@@ -237,8 +236,7 @@ class GroupFollower(OwedChannel[GroupRecord]):
 
     def check(self) -> None:
         """It has room for at least one."""
-        if not 1 <= self._prefetch <= CREDIT_MAX:
-            raise BadOption(f"prefetch must be from 1 to {CREDIT_MAX:,}, not {self._prefetch}")
+        check_credit("prefetch", self._prefetch)
 
     def opening(self) -> tuple[object, ...]:
         """Stream, group, and how many records it may have unsettled."""

@@ -11,12 +11,12 @@ the connection, and `Plain` finds those that it is for.
 from typing import Any, Final, Literal
 
 from ganglion.broker.core.topics import matches
-from ganglion.clients.channels import Attached, Channel, Channels
+from ganglion.clients.channels import Attached, Channel, Channels, check_credit
 from ganglion.clients.codecs import Codec
 from ganglion.clients.errors import BadOption
 from ganglion.clients.messages import Message, properties_in
 from ganglion.protocols.native.frames import Frame
-from ganglion.protocols.native.operations import CREDIT_MAX, Operation
+from ganglion.protocols.native.operations import Operation
 
 __all__ = ["Overflow", "Plain", "Subscription"]
 
@@ -62,8 +62,7 @@ class Subscription(Channel[Message]):
 
     def check(self) -> None:
         """A buffer has room for something, and there are three ways to overflow."""
-        if not 1 <= self._size <= CREDIT_MAX:
-            raise BadOption(f"buffer must be from 1 to {CREDIT_MAX:,}, not {self._size}")
+        check_credit("buffer", self._size)
         if self._overflow not in ("block", "drop_oldest", "drop_newest"):
             raise BadOption(
                 f"overflow must be block, drop_oldest or drop_newest, not {self._overflow!r}"
